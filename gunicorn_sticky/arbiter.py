@@ -1,0 +1,280 @@
+"""The arbiter: Gunicorn's own, with slots, a channel for each of them, and a dispatcher in front.
+
+It owns the listeners and never accepts; it reads no byte of a client. Workers get the channel of their slot instead of
+the listeners. Differences between Gunicorn's versions that matter here are met in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn import util
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.workers.workertmp import WorkerTmp
+
+from . import settings
+from .slots import SECRET_SIZE
+from .worker import GeventStickyWorker, Seat
+
+#: Carries the hash's secret to the new master on SIGUSR2.
+SECRET_VARIABLE = "GUNICORN_STICKY_SECRET"
+#: A slot has its worker and one that drains; a third would let max_requests pile up processes.
+WORKERS_PER_SLOT = 2
+
+
+class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
+    """A configuration that cannot work.
+
+    At start `gunicorn.app.base.BaseApplication.run` prints a RuntimeError as one line and exits with code 1; on a
+    reload `gunicorn.arbiter.Arbiter.run` meets a HaltServer with an orderly stop.
+    """
+
+    def __str__(self) -> str:
+        return str(self.reason)
+
+
+def new_arbiter(app: Any, stock: Any) -> Any:
+    """Return the arbiter for `app`: ours if its worker class is sticky, else one made by `stock`."""
+    worker_class = app.cfg.worker_class
+    if not issubclass(worker_class, GeventStickyWorker):
+        arbiter = stock(app)
+        if names := settings.given(app.cfg):
+            arbiter.log.warning(
+                "No effect of %s: worker class %s is not sticky (use -k gunicorn_sticky.GeventStickyWorker)",
+                ", ".join(names),
+                app.cfg.worker_class_str,
+            )
+        return arbiter
+    if sys.platform != "linux":
+        app.cfg.set("workers", 1)
+        arbiter = stock(app)
+        arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
+        return arbiter
+    return StickyArbiter(app)
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A dispatcher's process, as the arbiter sees it."""
+
+    pid: int
+    #: Configuration, listeners and number of slots that it was made for.
+    made_for: tuple[Any, tuple[Any, ...], int]
+    heartbeat: WorkerTmp
+    started: float
+
+
+class StickyArbiter(Arbiter):  # type: ignore[misc]
+    """Gunicorn's master process, with sticky sessions.
+
+    Raises:
+        Refused: the configuration cannot work
+    """
+
+    def __init__(self, app: Any) -> None:
+        secret = os.environ.pop(SECRET_VARIABLE, None)
+        self._secret = bytes.fromhex(secret) if secret else os.urandom(SECRET_SIZE)
+        #: By slot. They are kept when the slot goes: what is in them is routed anew.
+        self._channels: list[Any] = []
+        self._dispatcher: _Process | None = None
+        #: Dispatchers that drain.
+        self._retired: list[_Process] = []
+        super().__init__(app)
+
+    def setup(self, app: Any) -> None:
+        """Take over a configuration, at start and on each reload (`gunicorn.arbiter.Arbiter.setup`)."""
+        try:
+            settings.check(app.cfg)
+        except ConfigError as error:
+            raise Refused(str(error)) from None
+        omitted = isinstance(app.cfg.workers, settings.Omitted)
+        if omitted:
+            app.cfg.set("workers", settings.available_cpus())
+        app.cfg.env_orig[SECRET_VARIABLE] = self._secret.hex()  # reexec() starts the new master with this
+        before = getattr(self, "worker_class", None)
+        super().setup(app)
+        if omitted:
+            self.log.info("Number of workers not given: %d, one per CPU (setting: workers)", self.num_workers)
+        if not issubclass(self.worker_class, GeventStickyWorker):
+            self.log.error(
+                "Worker class stays %s: a reload cannot change it to %s, which is not sticky; restart instead",
+                before.__name__ if before else None,
+                self.cfg.worker_class_str,
+            )
+            self.worker_class = before
+
+    def start(self) -> None:
+        """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
+        super().start()
+        if settings.affinity(self.cfg).header is None and any(
+            listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
+        ):
+            raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
+
+    # --- workers in slots ---
+
+    def _workers_of(self, slot: int) -> list[Any]:
+        """Return the workers of `slot`, the newest last."""
+        return sorted((w for w in self.WORKERS.values() if w.slot == slot), key=lambda w: w.age)
+
+    def spawn_worker(self) -> Any:
+        """Fork a worker for the slot that needs one most: without a worker, or with the oldest."""
+
+        def need(slot: int) -> int:
+            ages = [worker.age for worker in self._workers_of(slot) if worker.alive]
+            return max(ages, default=0)
+
+        return self._spawn_worker(min(range(self.num_workers), key=need))
+
+    def _spawn_worker(self, slot: int) -> Any:
+        while len(self._channels) <= slot:
+            from .channel import Channel
+
+            self._channels.append(Channel())
+        before = self._workers_of(slot)
+        worker_class = self.worker_class
+        seat = Seat(slot, self._channels[slot], functools.partial(self._leave, slot))
+        self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
+        try:
+            pid = super().spawn_worker()
+        finally:
+            self.worker_class = worker_class
+        for worker in before:  # from now on there are two at one channel
+            self.kill_worker(worker.pid, signal.SIGTERM)
+        return pid
+
+    def _leave(self, slot: int) -> None:
+        """In a new worker, close what belongs to the arbiter and to other slots."""
+        for listener in self.LISTENERS:
+            listener.close()
+        for number, channel in enumerate(self._channels):
+            if number == slot:
+                channel.close_sender()
+            else:
+                channel.close()
+
+    def manage_workers(self) -> None:
+        """Keep one worker in each slot, and a dispatcher."""
+        for slot in range(self.num_workers):
+            workers = self._workers_of(slot)
+            if len(workers) < WORKERS_PER_SLOT and not any(worker.alive for worker in workers):
+                self._spawn_worker(slot)
+        self._manage_dispatcher()
+        for worker in list(self.WORKERS.values()):
+            surplus = worker.slot >= self.num_workers or worker is not self._workers_of(worker.slot)[-1]
+            if surplus and worker.alive:
+                self.kill_worker(worker.pid, signal.SIGTERM)
+        if len(self.WORKERS) == self.num_workers:
+            super().manage_workers()  # only to report its metrics: there is nobody to spawn or to kill
+
+    # --- the dispatcher ---
+
+    def _manage_dispatcher(self) -> None:
+        """Have one dispatcher, made for what is true now."""
+        wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers)
+        old = self._dispatcher
+        if old is not None and old.made_for == wanted:
+            return
+        if self.LISTENERS and self.num_workers:
+            self._dispatcher = self._spawn_dispatcher(wanted)
+        else:
+            self._dispatcher = None
+        if old is not None:
+            self._retired.append(old)
+        for process in self._retired:
+            self._kill(process, signal.SIGTERM)
+
+    def _spawn_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int]) -> _Process:
+        from . import dispatcher
+
+        heartbeat = WorkerTmp(self.cfg)
+        plan = dispatcher.Plan(
+            affinity=settings.affinity(self.cfg),
+            secret=self._secret,
+            listeners=[listener.fileno() for listener in self.LISTENERS],
+            tls=bool(self.cfg.is_ssl),
+            channels=self._channels[: self.num_workers],
+            retired=self._channels[self.num_workers :],
+            header_timeout=self.cfg.sticky_header_timeout,
+            lane_timeout=self.timeout or 30,
+            lane_size=self.cfg.backlog,
+        )
+        # The child must not act on a signal before it has handlers of its own.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        pid = os.fork()
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            return _Process(pid, made_for, heartbeat, time.monotonic())
+        code = 1
+        try:
+            util._setproctitle(f"dispatcher [{self.proc_name}]")
+            self.log.info("Booting dispatcher with pid: %s", os.getpid())
+            dispatcher.run(plan, self.cfg, self.log, heartbeat.notify)
+            code = 0
+        except Exception:
+            self.log.exception("Exception in the dispatcher")
+        finally:
+            os._exit(code)  # never 3 or 4, which halt older versions of Gunicorn's master
+
+    def _kill(self, process: _Process, number: int) -> None:
+        try:
+            os.kill(process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def _reap_dispatchers(self) -> None:
+        for process in [*self._retired, *filter(None, [self._dispatcher])]:
+            try:
+                pid, status = os.waitpid(process.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = process.pid, None  # upstream's waitpid(-1) was faster
+            if not pid:
+                continue
+            process.heartbeat.close()
+            if process is self._dispatcher:
+                self._dispatcher = None
+                self.log.error("Dispatcher (pid:%s) has died (status %s)", pid, status)
+            else:
+                self._retired.remove(process)
+
+    def reap_workers(self) -> None:
+        """Reap whoever has died; a dispatcher is replaced at once, also in the middle of a reload."""
+        self._reap_dispatchers()
+        super().reap_workers()
+        if self._dispatcher is None and self._channels:
+            self._manage_dispatcher()
+
+    def murder_workers(self) -> None:
+        """Kill whoever hangs."""
+        super().murder_workers()
+        process = self._dispatcher
+        if not self.timeout or process is None:
+            return
+        if time.monotonic() - max(process.heartbeat.last_update(), process.started) > self.timeout:
+            self.log.critical("DISPATCHER TIMEOUT (pid:%s)", process.pid)
+            self._kill(process, signal.SIGKILL)
+
+    def handle_usr1(self) -> None:
+        """Reopen the logs, here and in all processes."""
+        super().handle_usr1()
+        for process in [*self._retired, *filter(None, [self._dispatcher])]:
+            self._kill(process, signal.SIGUSR1)
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop the dispatcher, then the workers."""
+        processes = [*self._retired, *filter(None, [self._dispatcher])]
+        for process in processes:
+            self._kill(process, signal.SIGTERM if graceful else signal.SIGQUIT)
+        self._retired, self._dispatcher = processes, None
+        super().stop(graceful)
+        for process in self._retired:
+            self._kill(process, signal.SIGKILL)
+        self._reap_dispatchers()

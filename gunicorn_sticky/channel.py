@@ -1,0 +1,98 @@
+"""Descriptor passing: a queue of connections from the dispatcher to the worker of one slot.
+
+A channel is a connected pair of Unix sockets. The arbiter keeps both ends open and every process of the slot inherits
+them, so a connection that was sent stays in the kernel until a worker takes it, whichever process dies in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import struct
+
+# The C sockets: an application that is preloaded may have replaced those of `socket` by gevent's.
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+    socketpair,
+)
+from typing import Any, NamedTuple
+
+#: More than any message takes: two socket addresses and a key of `key.MAX_KEY` characters.
+_MESSAGE_SIZE = 2048
+_FD = struct.Struct("i")
+_FD_SPACE = CMSG_SPACE(_FD.size)
+#: The kernel's limits on descriptors in flight and on memory: they pass (see unix(7)).
+_FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Parcel(NamedTuple):
+    """What travels beside the descriptor."""
+
+    #: ``getsockname()`` of the listener that accepted the connection.
+    listener: Any
+    #: The peer's address, as ``accept()`` gave it.
+    address: Any
+    #: The affinity key that the connection was dispatched under.
+    key: str
+
+
+class Channel:
+    """The queue of one slot. Each process closes the end that it has no use for."""
+
+    def __init__(self) -> None:
+        # SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets
+        from _socket import SOCK_SEQPACKET
+
+        self._out, self._in = socketpair(AF_UNIX, SOCK_SEQPACKET)
+
+    def fileno(self) -> int:
+        """The receiving end, to wait for."""
+        return self._in.fileno()
+
+    def send(self, fd: int, parcel: Parcel) -> bool:
+        """Send a descriptor, which the sender still has to close. Return False if the channel is full."""
+        try:
+            self._out.sendmsg(
+                [marshal.dumps(tuple(parcel))],
+                [(SOL_SOCKET, SCM_RIGHTS, _FD.pack(fd))],
+                MSG_DONTWAIT | MSG_NOSIGNAL,
+            )
+        except OSError as error:
+            if error.errno in _FULL:
+                return False
+            raise
+        return True
+
+    def receive(self) -> tuple[int, Parcel] | None:
+        """Take the next connection, or None if there is none.
+
+        Raises:
+            OSError: EMFILE or ENFILE, and the connection stays in the channel
+        """
+        # At the limit of open files the kernel would deliver the message without its descriptor, so try one first.
+        os.close(os.dup(self._in.fileno()))
+        try:
+            message, ancillary, _flags, _address = self._in.recvmsg(
+                _MESSAGE_SIZE, _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        if not ancillary:  # another thread took the last descriptor, or all senders are gone
+            return None
+        return _FD.unpack(ancillary[0][2])[0], Parcel(*marshal.loads(message))
+
+    def close_sender(self) -> None:
+        """Close the sending end in this process."""
+        self._out.close()
+
+    def close(self) -> None:
+        """Close both ends in this process."""
+        self._out.close()
+        self._in.close()

@@ -1,0 +1,449 @@
+"""The dispatcher: accepts connections, finds out which slot each belongs to, and passes their descriptors there.
+
+One loop around epoll in a process of its own, forked and supervised by the arbiter (arbiter.py). It is made for one
+configuration, one set of listeners and one number of slots: when any of them changes, the arbiter starts another one
+and tells this one to drain.
+
+    accept ──▶ by address ─────────────────────────────▶ key ─▶ slot ─▶ channel ─▶ worker
+          └──▶ by header: peek until the head shows it ─┘  │                └─ full: wait in a lane, retry
+                                                           └─ bad: answer, linger
+
+Rules:
+ 1. A client's bytes are peeked at, never consumed, unless the dispatcher itself answers.
+ 2. Every wait has a deadline. All waits of one kind last equally long, so each kind is a dict in order of deadlines.
+ 3. Nothing here blocks, and nothing that a client sends raises out of the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+# The C sockets, and epoll as it is now: an application that is preloaded later may replace those of `socket` and
+# `select` by gevent's.
+from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOCK_STREAM, socket
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from gevent.monkey import get_original
+
+from . import key as keys
+from .answer import answer
+from .channel import Channel, Parcel
+from .head import Field, Incomplete
+from .settings import Affinity
+from .slots import Slots
+
+#: Largest head that is searched for the header, in bytes.
+MAX_HEAD = 64 * 1024
+#: Connections taken from one listener before others get their turn.
+ACCEPT_BATCH = 64
+#: Seconds that a client has to read our answer.
+LINGER = 2.0
+#: Seconds between two looks at the parent process and two heartbeats.
+TICK = 1.0
+#: Seconds until something that was full is tried again: a channel, or the table of open files.
+RETRY = 0.01
+
+_EPOLLIN, _EPOLLET, _EPOLLRDHUP = 0x001, 1 << 31, 0x2000
+_GONE = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP, EPOLLHUP, EPOLLERR
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dispatcher is made for."""
+
+    affinity: Affinity
+    #: The hash's key, see slots.py.
+    secret: bytes
+    #: File descriptors of the listening sockets.
+    listeners: Sequence[int]
+    #: Whether the workers speak TLS, so that nobody here could answer.
+    tls: bool
+    #: One channel a slot.
+    channels: Sequence[Channel]
+    #: Channels of slots that are no more: what is left in them is routed anew.
+    retired: Sequence[Channel]
+    #: Seconds for a connection to show its header.
+    header_timeout: float
+    #: Seconds and number of connections that a full channel may hold up.
+    lane_timeout: float
+    lane_size: int
+
+
+@dataclass
+class _Listener:
+    socket: socket
+    name: Any
+
+
+@dataclass
+class _Head:
+    """A connection whose head has not shown the header yet."""
+
+    connection: socket
+    listener: _Listener
+    address: Any
+    deadline: float
+    seen: int = 0
+
+
+@dataclass
+class _Waiting:
+    """A connection whose channel is full."""
+
+    fd: int
+    parcel: Parcel
+    deadline: float
+
+
+class Dispatcher:
+    """The loop of the dispatcher's process.
+
+    Args:
+        plan: what to dispatch, how and where to
+        log: Gunicorn's logger
+        heartbeat: called about once in `TICK`
+    """
+
+    def __init__(self, plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
+        self.plan = plan
+        self.log = log
+        self.heartbeat = heartbeat
+        self.ppid = os.getppid()
+        self.draining = False
+
+        affinity = plan.affinity
+        self._field = Field(affinity.header) if affinity.header else None
+        self._header_key = keys.forwarded_key if affinity.header == "forwarded" else keys.list_key
+        self._slots = Slots(plan.secret, len(plan.channels))
+        self._buffer = bytearray(MAX_HEAD)
+
+        self._epoll = get_original("select", "epoll")()
+        #: Who handles the events of a file descriptor.
+        self._watched: dict[int, Callable[[int], None]] = {}
+        self._listeners: list[_Listener] = []
+        self._heads: dict[int, _Head] = {}
+        self._lingering: dict[int, tuple[socket, float]] = {}
+        #: By slot, in order of arrival, and only slots whose channel is full.
+        self._lanes: dict[int, deque[_Waiting]] = {}
+        self._resume_at: float | None = None
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Dispatch until told to drain and done with it, or until the arbiter is gone."""
+        for fd in self.plan.listeners:
+            listener = socket(fileno=fd)
+            self._listeners.append(_Listener(listener, listener.getsockname()))
+        self._accept_again()
+        for channel in self.plan.retired:
+            self._watch(channel.fileno(), _EPOLLIN, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
+
+        ticked = 0.0
+        while not (self.draining and self._idle()):
+            for fd, events in self._epoll.poll(self._patience()):
+                if handler := self._watched.get(fd):
+                    handler(events)
+            now = time.monotonic()
+            if now - ticked >= TICK:
+                ticked = now
+                self.heartbeat()
+                if os.getppid() != self.ppid:
+                    self.log.info("Parent changed, shutting down the dispatcher")
+                    return
+            self._expire(now)
+
+    def drain(self) -> None:
+        """Accept no more, and end the loop when every connection has found its way."""
+        self.draining = True
+        self._stop_accepting()
+        for listener in self._listeners:
+            listener.socket.close()
+        self._listeners.clear()
+        self._resume_at = None
+
+    def wake_by(self, fd: int) -> None:
+        """Let the loop look around when the non-blocking `fd` becomes readable (see `signal.set_wakeup_fd`)."""
+        self._watch(fd, _EPOLLIN, lambda _events: os.read(fd, 512) and None)
+
+    def _idle(self) -> bool:
+        return not (self._heads or self._lingering or self._lanes)
+
+    def _patience(self) -> float:
+        """Return the seconds until something has to be done in any case."""
+        wait = TICK
+        if self._lanes or self._resume_at is not None:
+            wait = RETRY
+        now = time.monotonic()
+        for head in self._heads.values():
+            wait = min(wait, head.deadline - now)
+            break
+        for _, deadline in self._lingering.values():
+            wait = min(wait, deadline - now)
+            break
+        return max(wait, 0.0)
+
+    def _expire(self, now: float) -> None:
+        """Do what is due."""
+        while self._heads:
+            head = next(iter(self._heads.values()))
+            if head.deadline > now:
+                break
+            self._refuse_head(
+                head,
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the request header {self.plan.affinity.header} did not arrive within {self.plan.header_timeout:g} s",
+                "sticky_header_timeout",
+            )
+        while self._lingering:
+            fd, (_, deadline) = next(iter(self._lingering.items()))
+            if deadline > now:
+                break
+            self._linger_no_more(fd)
+        for slot in list(self._lanes):
+            self._advance(slot, now)
+        if self._resume_at is not None and self._resume_at <= now:
+            self._resume_at = None
+            self._accept_again()
+
+    def _watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        self._watched[fd] = handler
+        self._epoll.register(fd, events)
+
+    def _unwatch(self, fd: int) -> None:
+        del self._watched[fd]
+        self._epoll.unregister(fd)
+
+    # --- accepting ---
+
+    def _accept_again(self) -> None:
+        for listener in self._listeners:
+            fd = listener.socket.fileno()
+            if fd not in self._watched:
+                self._watch(fd, _EPOLLIN, lambda _events, listener=listener: self._accept(listener))  # type: ignore[misc]
+
+    def _stop_accepting(self) -> None:
+        for listener in self._listeners:
+            fd = listener.socket.fileno()
+            if fd in self._watched:
+                self._unwatch(fd)
+
+    def _accept(self, listener: _Listener) -> None:
+        family = listener.socket.family
+        prefix = self.plan.affinity.ipv6_prefix
+        for _ in range(ACCEPT_BATCH):
+            try:
+                fd, address = listener.socket._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._make_room(error)
+                    return
+                continue  # the client has gone before it was accepted, see accept(2)
+            if self._field is None:
+                self._dispatch(fd, Parcel(listener.name, address, keys.peer_key(address, prefix)))
+            else:
+                connection = socket(family, SOCK_STREAM, 0, fd)
+                self._look(_Head(connection, listener, address, 0.0))
+
+    def _make_room(self, error: OSError) -> None:
+        """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""
+        if self._heads:
+            self._refuse_head(
+                next(iter(self._heads.values())),
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"too many connections ({error.strerror})",
+                "ulimit -n",
+            )
+            return
+        self.log.error("Dispatcher cannot accept: %s; raise the limit on open files (ulimit -n)", error.strerror)
+        self._stop_accepting()
+        self._resume_at = time.monotonic() + TICK
+
+    # --- the head of the first request ---
+
+    def _look(self, head: _Head, events: int = 0) -> None:
+        """Peek at a connection, and dispatch, refuse or keep it."""
+        assert self._field is not None
+        affinity = self.plan.affinity
+        try:
+            size = head.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            size = -1
+        except OSError:
+            self._forget(head)
+            head.connection.close()
+            return
+        if size == 0 or (size <= head.seen and events & _GONE):
+            self._forget(head)
+            head.connection.close()
+            return
+        key = None
+        if size > head.seen:
+            try:
+                key = self._header_key(self._field.values(self._buffer, size), affinity.ipv6_prefix)
+                if key is None and not affinity.ignore_missing:
+                    self._refuse_head(
+                        head,
+                        HTTPStatus.BAD_REQUEST,
+                        f"the request lacks the header {affinity.header}",
+                        "sticky_ignore_missing_header",
+                    )
+                    return
+            except Incomplete:
+                if size == MAX_HEAD:
+                    self._refuse_head(
+                        head,
+                        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                        f"the first {MAX_HEAD} bytes do not show the header {affinity.header}",
+                        "sticky_header",
+                    )
+                    return
+            else:
+                if key is None:
+                    key = keys.peer_key(head.address, affinity.ipv6_prefix)
+        if key is None:
+            head.seen = max(size, 0)
+            self._keep(head)
+            return
+        self._forget(head)
+        self._dispatch(head.connection.detach(), Parcel(head.listener.name, head.address, key))
+
+    def _keep(self, head: _Head) -> None:
+        fd = head.connection.fileno()
+        if fd not in self._heads:
+            head.deadline = time.monotonic() + self.plan.header_timeout
+            self._heads[fd] = head
+            # Edge-triggered: what was only peeked at stays readable, and would wake a level-triggered watch for ever.
+            self._watch(fd, _EPOLLIN | _EPOLLRDHUP | _EPOLLET, lambda events: self._look(head, events))
+
+    def _forget(self, head: _Head) -> None:
+        fd = head.connection.fileno()
+        if self._heads.pop(fd, None):
+            self._unwatch(fd)
+
+    def _refuse_head(self, head: _Head, status: HTTPStatus, message: str, setting: str) -> None:
+        self._forget(head)
+        self._refuse(head.connection, head.address, status, message, setting)
+
+    # --- to the worker ---
+
+    def _dispatch(self, fd: int, parcel: Parcel) -> None:
+        """Pass a connection on, and close it here."""
+        slot = self._slots.slot_of(parcel.key)
+        lane = self._lanes.get(slot)
+        if lane is None and self.plan.channels[slot].send(fd, parcel):
+            os.close(fd)
+            return
+        waiting = _Waiting(fd, parcel, time.monotonic() + self.plan.lane_timeout)
+        if lane is None:
+            self._lanes[slot] = deque([waiting])
+        elif len(lane) < self.plan.lane_size:
+            lane.append(waiting)
+        else:
+            self._refuse_waiting(waiting, slot)
+
+    def _advance(self, slot: int, now: float) -> None:
+        """Send what waits for a full channel, and refuse who has waited too long."""
+        lane = self._lanes[slot]
+        while lane and self.plan.channels[slot].send(lane[0].fd, lane[0].parcel):
+            os.close(lane.popleft().fd)
+        while lane and lane[0].deadline <= now:
+            self._refuse_waiting(lane.popleft(), slot)
+        if not lane:
+            del self._lanes[slot]
+
+    def _refuse_waiting(self, waiting: _Waiting, slot: int) -> None:
+        self._refuse(
+            socket(fileno=waiting.fd),
+            waiting.parcel.address,
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"the worker of slot {slot} takes no more connections",
+            "workers or worker_connections",
+        )
+
+    def _reroute(self, channel: Channel) -> None:
+        """Dispatch anew what a removed slot has not taken."""
+        for _ in range(ACCEPT_BATCH):
+            try:
+                received = channel.receive()
+            except OSError as error:
+                self._make_room(error)
+                return
+            if received is None:
+                return
+            self._dispatch(*received)
+
+    # --- answering ---
+
+    def _refuse(self, connection: socket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
+        """Answer a connection ourselves and close it, with one line in the log that names the setting to change."""
+        client = address[0] if isinstance(address, tuple) else "unix socket"
+        self.log.warning("Refused a connection from %s: %d, %s (setting: %s)", client, status, message, setting)
+        try:
+            if self.plan.tls:
+                connection.close()
+                return
+            connection.send(answer(status, message), MSG_DONTWAIT | MSG_NOSIGNAL)
+            connection.shutdown(SHUT_WR)
+        except OSError:
+            connection.close()
+            return
+        # Closing now would send a reset for what is still unread, and that destroys the answer on its way.
+        fd = connection.fileno()
+        self._lingering[fd] = connection, time.monotonic() + LINGER
+        self._watch(fd, _EPOLLIN | _EPOLLRDHUP, lambda _events: self._discard(fd, connection))
+
+    def _discard(self, fd: int, connection: socket) -> None:
+        try:
+            if connection.recv_into(self._buffer, 0, MSG_DONTWAIT):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._linger_no_more(fd)
+
+    def _linger_no_more(self, fd: int) -> None:
+        self._unwatch(fd)
+        self._lingering.pop(fd)[0].close()
+
+
+def run(plan: Plan, cfg: Any, log: Any, heartbeat: Callable[[], None]) -> None:
+    """Be the dispatcher's process: give up privileges, answer signals, and dispatch.
+
+    SIGTERM drains, SIGINT and SIGQUIT end at once, SIGUSR1 reopens the logs; the other signals of Gunicorn's master
+    are ignored.
+    """
+    from gunicorn import util
+
+    for name in ("HUP", "USR2", "TTIN", "TTOU", "WINCH", "ABRT"):
+        signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    # Connections that wait are open files, and descriptors in flight count against the same limit (unix(7)).
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
+
+    dispatcher = Dispatcher(plan, log, heartbeat)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    dispatcher.wake_by(reader)
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: dispatcher.drain())
+    signal.signal(signal.SIGUSR1, lambda _signal, _frame: log.reopen_files())
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda _signal, _frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    dispatcher.run()

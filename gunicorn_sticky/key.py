@@ -1,0 +1,93 @@
+"""The affinity key: what a connection is routed by, as text that can stand in a log.
+
+Pure. One client has one key, however its address was written: ``1.2.3.4``, ``1.2.3.4:5678`` and ``::ffff:1.2.3.4`` are
+the same, and so are all the IPv6 addresses of one prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from hashlib import blake2b
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+#: Longer keys are replaced by a digest: a key travels with every connection and into the logs.
+MAX_KEY = 255
+
+_IPV4_PORT = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}):\d+")
+_MAPPED = bytes(10) + b"\xff\xff"
+# A parameter of the Forwarded header (RFC 7239 section 4): a token, "=", and a token or a quoted string.
+_PARAMETER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(\"(?:[^\"\\]|\\.)*\"|[^\s\",;]*)|\"(?:[^\"\\]|\\.)*\"")
+
+
+def address_key(text: str, ipv6_prefix: int) -> str | None:
+    """Return the key of an IP address without port, or None if `text` is not an address.
+
+    Args:
+        ipv6_prefix: leading bits of an IPv6 address that count
+    """
+    if ":" not in text:
+        try:
+            inet_pton(AF_INET, text)
+        except (OSError, ValueError):
+            return None
+        return text
+    try:
+        packed = inet_pton(AF_INET6, text.partition("%")[0])
+    except (OSError, ValueError):
+        return None
+    if packed.startswith(_MAPPED):
+        return inet_ntop(AF_INET, packed[12:])
+    spare = 128 - ipv6_prefix
+    masked = (int.from_bytes(packed, "big") >> spare << spare).to_bytes(16, "big")
+    return f"{inet_ntop(AF_INET6, masked)}/{ipv6_prefix}"
+
+
+def peer_key(address: object, ipv6_prefix: int) -> str:
+    """Return the key of a peer by the `address` that ``accept()`` gave, or "" for a Unix socket."""
+    if not isinstance(address, tuple):
+        return ""
+    return address_key(address[0], ipv6_prefix) or address[0]
+
+
+def node_key(node: str, ipv6_prefix: int) -> str | None:
+    """Return the key of one client as a proxy names it (a node of RFC 7239 section 6), or None if it names nobody."""
+    node = node.strip()
+    if len(node) > 1 and node[0] == node[-1] == '"':
+        node = node[1:-1].strip()
+    if not node:
+        return None
+    host = node
+    if node.startswith("["):
+        host = node[1:].partition("]")[0]
+    elif match := _IPV4_PORT.fullmatch(node):
+        host = match.group(1)
+    key = address_key(host, ipv6_prefix) or node
+    if len(key) > MAX_KEY:
+        key = "blake2b:" + blake2b(key.encode("latin-1"), digest_size=16).hexdigest()
+    return key
+
+
+def list_key(values: Iterable[bytes], ipv6_prefix: int) -> str | None:
+    """Return the key of the left-most client in a header such as X-Forwarded-For, or None if there is none.
+
+    Args:
+        values: the header's lines, which count as one list (RFC 9110 section 5.3)
+    """
+    for value in values:
+        for node in value.decode("latin-1").split(","):
+            key = node_key(node, ipv6_prefix)
+            if key is not None:
+                return key
+    return None
+
+
+def forwarded_key(values: Iterable[bytes], ipv6_prefix: int) -> str | None:
+    """Return the key of the left-most ``for=`` in a Forwarded header (RFC 7239), or None if there is none."""
+    for value in values:
+        for match in _PARAMETER.finditer(value.decode("latin-1")):
+            if (match.group(1) or "").lower() == "for":
+                key = node_key(match.group(2), ipv6_prefix)
+                if key is not None:
+                    return key
+    return None

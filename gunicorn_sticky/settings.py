@@ -1,0 +1,311 @@
+"""Our settings, as Gunicorn's own Setting classes: they show in --help and work on the command line, in
+gunicorn.conf.py and in GUNICORN_CMD_ARGS. `check` refuses combinations that could not work.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn.config import Setting, Workers, validate_bool, validate_callable, validate_pos_int, validate_string
+from gunicorn.errors import ConfigError
+
+SECTION = "Sticky Sessions"
+
+
+class Omitted:
+    """Marks a default, so that it can be told from the same value given by the user."""
+
+
+class _OmittedInt(Omitted, int):
+    pass
+
+
+class _OmittedStr(Omitted, str):
+    pass
+
+
+def _validate_workers(val: Any) -> Any:
+    return val if isinstance(val, Omitted) else validate_pos_int(val)
+
+
+if "WEB_CONCURRENCY" not in os.environ:
+    Workers.default = _OmittedInt(Workers.default)
+    Workers.validator = staticmethod(_validate_workers)
+
+
+def _validate_seconds(val: Any) -> int:
+    val = validate_pos_int(val)
+    if val == 0:
+        raise ValueError("must be at least 1 second")
+    return int(val)
+
+
+def _validate_sticky_by(val: Any) -> Any:
+    if isinstance(val, Omitted):
+        return val
+    val = validate_string(val)
+    if val not in ("ip", "header"):
+        raise ValueError(f"Invalid sticky_by: {val!r} (choose ip or header)")
+    return val
+
+
+def _validate_field_name(val: Any) -> str:
+    val = validate_string(val)
+    # RFC 9110 section 5.1: a field name is a token
+    if not val or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", val):
+        raise ValueError(f"Invalid sticky_header: {val!r} is not the name of an HTTP header")
+    return str(val).lower()
+
+
+def _validate_event(val: Any) -> str:
+    val = validate_string(val)
+    if not val:
+        raise ValueError("Invalid sticky_sync_event: a name is needed")
+    return str(val)
+
+
+def _validate_ipv6_prefix(val: Any) -> int:
+    val = validate_pos_int(val)
+    if not 1 <= val <= 128:
+        raise ValueError(f"Invalid sticky_ipv6_prefix: {val} is not between 1 and 128")
+    return int(val)
+
+
+class _Grouped:
+    """Shows a setting under its section's title in --help."""
+
+    section = SECTION
+
+    def add_option(self, parser: Any) -> None:
+        group = next((g for g in parser._action_groups if g.title == self.section), None)
+        super().add_option(group or parser.add_argument_group(self.section))  # type: ignore[misc]
+
+
+class StickyBy(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_by"
+    cli = ("--sticky-by",)
+    meta = "KEY"
+    validator = _validate_sticky_by
+    default = _OmittedStr("ip")
+    desc = """\
+        What decides which worker serves a connection: ``ip`` or ``header``.
+
+        * ``ip`` - the address of the peer. Nothing is read from the connection,
+          so this also works with TLS.
+        * ``header`` - the value of :ref:`sticky-header` in the connection's first
+          request, for servers behind a reverse proxy.
+        """
+
+
+class StickyProxy(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_proxy"
+    cli = ("--sticky-proxy",)
+    action = "store_true"
+    validator = validate_bool
+    default = None
+    desc = """\
+        Serve behind a reverse proxy: the same as ``sticky_by = "header"``.
+        """
+
+
+class StickyHeader(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_header"
+    cli = ("--sticky-header",)
+    meta = "NAME"
+    validator = _validate_field_name
+    default = "x-forwarded-for"
+    desc = """\
+        The request header that carries the client's address, in any case.
+
+        Only read with ``sticky_by = "header"``. Of a list, such as
+        ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239), the left-most address
+        counts. Headers with a single value work too: ``X-Real-IP``,
+        ``CF-Connecting-IP``, or anything else that names a client or a tenant.
+        """
+
+
+class StickyIgnoreMissingHeader(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_ignore_missing_header"
+    cli = ("--sticky-ignore-missing-header",)
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Route requests without the header by the address of their peer.
+
+        Without it they are answered ``400 Bad Request``.
+        """
+
+
+class StickySync(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_sync"
+    cli = ("--sticky-sync",)
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Hold each connection's first request until the application releases it.
+
+        The application does so by calling ``connection.emit(EVENT)`` with the
+        event of :ref:`sticky-sync-event`, on the connection that the
+        :ref:`sticky-connection` hook was given.
+        """
+
+
+class StickySyncEvent(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_sync_event"
+    cli = ("--sticky-sync-event",)
+    meta = "NAME"
+    validator = _validate_event
+    default = "sticky-sessions:sync"
+    desc = """\
+        The event that releases a connection held by :ref:`sticky-sync`.
+        """
+
+
+class StickySyncTimeout(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_sync_timeout"
+    cli = ("--sticky-sync-timeout",)
+    meta = "SECONDS"
+    validator = _validate_seconds
+    default = 30
+    desc = """\
+        Seconds until a connection that nobody released is answered ``503``.
+
+        Counts from the start of the :ref:`sticky-connection` hook, and only
+        with :ref:`sticky-sync`.
+        """
+
+
+class StickyHeaderTimeout(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_header_timeout"
+    cli = ("--sticky-header-timeout",)
+    meta = "SECONDS"
+    validator = _validate_seconds
+    default = 10
+    desc = """\
+        Seconds for a connection to show its header, or be answered ``408``.
+
+        Only counts with ``sticky_by = "header"``.
+        """
+
+
+class StickyIPv6Prefix(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_ipv6_prefix"
+    cli = ("--sticky-ipv6-prefix",)
+    meta = "BITS"
+    validator = _validate_ipv6_prefix
+    default = 64
+    desc = """\
+        How many leading bits of an IPv6 address make up a client.
+
+        A host changes the rest at will (RFC 8981). IPv4-mapped addresses count
+        as IPv4.
+        """
+
+
+class StickyConnection(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_connection"
+    validator = validate_callable(2)
+    type = callable
+
+    def sticky_connection(worker: Any, connection: Any) -> None:  # noqa: N805
+        pass
+
+    default = staticmethod(sticky_connection)
+    desc = """\
+        Called in the connection's own greenlet before its first request.
+
+        The callable needs to accept two instance variables for the Worker and
+        the :class:`gunicorn_sticky.Connection`, which tells the ``address`` of
+        the peer, the affinity ``key``, the ``slot`` and the ``listener``.
+        """
+
+
+NAMES = tuple(
+    setting.name for setting in globals().values() if isinstance(setting, type) and issubclass(setting, _Grouped)
+    and setting is not _Grouped
+)
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """What makes two requests belong to the same client."""
+
+    #: Lower-case name of the header that carries the key, or None for the peer's address.
+    header: str | None
+    #: Whether a request without the header is routed by its peer's address.
+    ignore_missing: bool
+    #: Leading bits of an IPv6 address that make up a client.
+    ipv6_prefix: int
+
+
+def affinity(cfg: Any) -> Affinity:
+    """Return what Gunicorn's configuration `cfg` says about the affinity key."""
+    by_header = cfg.sticky_proxy or cfg.sticky_by == "header"
+    return Affinity(
+        header=cfg.sticky_header if by_header else None,
+        ignore_missing=bool(cfg.sticky_ignore_missing_header),
+        ipv6_prefix=cfg.sticky_ipv6_prefix,
+    )
+
+
+def given(cfg: Any) -> list[str]:
+    """Return the names of our settings that differ from their defaults in `cfg`."""
+    return [name for name in NAMES if cfg.settings[name].get() != type(cfg.settings[name])().get()]
+
+
+def check(cfg: Any) -> None:
+    """Refuse what could only fail later.
+
+    Raises:
+        gunicorn.errors.ConfigError: with a message for the user
+    """
+    if "sticky_by" not in cfg.settings:
+        raise ConfigError(
+            "the settings of gunicorn_sticky were not loaded with Gunicorn's own, because its start-up hook did not "
+            "run (GUNICORN_STICKY_HOOK=0, or .pth files are not processed): start with `gunicorn-sticky` or "
+            "`python -m gunicorn_sticky`, or import gunicorn_sticky before gunicorn"
+        )
+    if cfg.sticky_proxy is not None and not isinstance(cfg.sticky_by, Omitted):
+        said = "header" if cfg.sticky_proxy else "ip"
+        if cfg.sticky_by != said:
+            raise ConfigError(
+                f"sticky_proxy = {cfg.sticky_proxy} contradicts sticky_by = {cfg.sticky_by!r}: remove one of them"
+            )
+    if cfg.reuse_port:
+        raise ConfigError("reuse_port spreads connections in the kernel, which sticky sessions cannot undo: remove it")
+    if cfg.proxy_protocol != "off" and cfg.proxy_protocol:
+        raise ConfigError("proxy_protocol cannot be combined with sticky sessions: remove it")
+    if affinity(cfg).header is None:
+        if any(isinstance(address, (str, bytes)) for address in cfg.address):
+            raise ConfigError(UNIX_NEEDS_HEADER)
+        return
+    if cfg.is_ssl:
+        raise ConfigError(
+            "sticky_by = 'header' cannot read the header inside TLS: use sticky_by = 'ip', or end TLS in the proxy "
+            "and remove certfile and keyfile"
+        )
+    if getattr(cfg, "http2_cleartext", "off") != "off":
+        raise ConfigError("sticky_by = 'header' cannot read compressed HTTP/2 headers: remove http2_cleartext")
+
+
+UNIX_NEEDS_HEADER = "a Unix socket has no client address: use sticky_by = 'header', or bind a TCP address"
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use: its affinity mask, cut by the cgroup's quota (cgroups v2 cpu.max)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/proc/self/cgroup") as table:
+            group = next(line[3:].strip() for line in table if line.startswith("0::"))
+        with open(f"/sys/fs/cgroup{group}/cpu.max") as limit:
+            quota, period = limit.read().split()
+        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    except (OSError, StopIteration, ValueError):
+        pass  # no cgroups v2 here, or no quota ("max")
+    return max(cpus, 1)

@@ -1,0 +1,202 @@
+"""Starts the real gunicorn and speaks to it. Nothing here sleeps and hopes: `wait_for` waits for a condition."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+TESTS = Path(__file__).parent
+APPS = TESTS / "apps"
+BIN = Path(sys.executable).parent
+STICKY = ("-k", "gunicorn_sticky.GeventStickyWorker")
+#: Seconds that anything may take on a busy machine.
+PATIENCE = 30.0
+
+
+def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
+    """Return the first true value of ``condition()``; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
+        time.sleep(0.01)
+
+
+def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without what would configure gunicorn."""
+    dropped = ("WEB_CONCURRENCY", "PORT", "GUNICORN_CMD_ARGS", "GUNICORN_STICKY_HOOK")
+    return {k: v for k, v in os.environ.items() if k not in dropped} | dict(extra or {})
+
+
+class Server:
+    """A gunicorn process group.
+
+    Args:
+        args: the command line after the program's name
+        command: the program, by default the `gunicorn` of the running Python's environment
+        config: text of a gunicorn.conf.py in the working directory
+        env: additional environment variables
+        bind: what to pass as --bind; None if `args` or `config` do so
+    """
+
+    def __init__(
+        self,
+        *args: str,
+        command: Sequence[str] | None = None,
+        config: str = "",
+        env: Mapping[str, str] | None = None,
+        bind: str | None = "127.0.0.1:0",
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="gunicorn-sticky-")
+        self.folder = Path(self._folder.name)
+        self.config = self.folder / "gunicorn.conf.py"
+        self.config.write_text(config)
+        self._log = self.folder / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*(command or [str(BIN / "gunicorn")]), *(("--bind", bind) if bind else ()), "--no-control-socket", *args],
+                cwd=self.folder,
+                env=clean_env({"PYTHONPATH": str(APPS), "PYTHONUNBUFFERED": "1"} | dict(env or {})),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for_log(self, pattern: str, count: int = 1, timeout: float = PATIENCE) -> re.Match[str]:
+        """Wait until `pattern` stands in the log `count` times, and return the last match."""
+
+        def found() -> list[re.Match[str]] | None:
+            matches = list(re.finditer(pattern, self.log, re.MULTILINE))
+            return matches if len(matches) >= count else None
+
+        try:
+            return wait_for(found, f"{pattern!r} in the log", timeout)[-1]
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log}") from None
+
+    @property
+    def ports(self) -> list[int]:
+        """The TCP ports of all listeners, as gunicorn logged them last."""
+        match = self.wait_for_log(r"Listening at: (.*) \(\d+\)")
+        return [int(port) for port in re.findall(r":(\d+)(?:,|$)", match.group(1))]
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
+
+    def get(self, path: str = "/", **kwargs: Any) -> Response:
+        return request(self.port, path=path, **kwargs)
+
+    def who(self, **kwargs: Any) -> dict[str, Any]:
+        """Ask tests/apps/whoami.py who served a request."""
+        response = self.get(**kwargs)
+        assert response.status == 200, response
+        return dict(json.loads(response.body))
+
+    def children(self) -> dict[int, str]:
+        """Return the processes that the master has forked: their titles, by pid."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                stat = (entry / "stat").read_text()
+                parent = int(stat.rpartition(")")[2].split()[1])
+                state = stat.rpartition(")")[2].split()[0]
+                if parent == self.pid and state != "Z":
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def booted(self, kind: str) -> list[int]:
+        """Return the pids of all processes of a kind, "worker" or "dispatcher", in the order of their start."""
+        return [int(pid) for pid in re.findall(rf"Booting {kind} with pid: (\d+)", self.log)]
+
+    def alive(self, kind: str) -> list[int]:
+        """Return the pids of those that still run."""
+        children = self.children()
+        return [pid for pid in self.booted(kind) if pid in children]
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
+        """Stop the server with a signal and return the exit code of its master."""
+        if self.process.poll() is None:
+            self.signal(number)
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.stop(timeout=10)
+        except subprocess.TimeoutExpired:
+            print(self.log)
+        finally:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.process.wait()
+            if exception[0] is not None:
+                print(self.log)
+            self._folder.cleanup()
+
+
+class Response:
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+    def __repr__(self) -> str:
+        return f"<{self.status} {self.body[:200]!r}>"
+
+
+def request(
+    port: int,
+    path: str = "/",
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    source: str | None = None,
+    body: Any = None,
+    host: str = "127.0.0.1",
+    timeout: float = PATIENCE,
+    **kwargs: Any,
+) -> Response:
+    """Send one request over a connection of its own; `source` is the client's address (any of 127.0.0.0/8 works)."""
+    connection = http.client.HTTPConnection(
+        host, port, timeout=timeout, source_address=(source, 0) if source else None
+    )
+    try:
+        connection.request(method, path, body=body, headers=dict(headers or {}), **kwargs)
+        return Response(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def addresses(count: int) -> list[str]:
+    """Return `count` different addresses of this machine that a client can connect from."""
+    return [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}" for n in range(count)]
