@@ -137,13 +137,13 @@ class Server:
         children = self.children()
         return [pid for pid in self.booted(kind) if pid in children]
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Stop the server with a signal and return the exit code of its master."""
         if self.process.poll() is None:
-            self.signal(number)
+            self.send_signal(number)
         return self.process.wait(timeout)
 
     def __enter__(self) -> Server:
