@@ -10,7 +10,7 @@ import sys
 if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
     del sys.path[0]
 
-import gunicorn_sticky  # noqa: E402  (installs the hook before Gunicorn is imported)
+import gunicorn_sticky  # installs the hook before Gunicorn is imported
 
 
 def run() -> None:

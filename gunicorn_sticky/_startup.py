@@ -31,15 +31,17 @@ class _PostImport:
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
-                execute = spec.loader.exec_module
-
-                def exec_module(module: "ModuleType") -> None:
-                    execute(module)
-                    _callbacks.pop(name)(module)
-
-                spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+                spec.loader.exec_module = _then_call_back(spec.loader.exec_module)  # type: ignore
                 return spec
         return None
+
+
+def _then_call_back(exec_module: "Callable[[ModuleType], None]") -> "Callable[[ModuleType], None]":
+    def wrapper(module: "ModuleType") -> None:
+        exec_module(module)
+        _callbacks.pop(module.__name__)(module)
+
+    return wrapper
 
 
 def when_imported(name: str, callback: "Callable[[ModuleType], None]") -> None:

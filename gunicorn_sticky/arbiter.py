@@ -6,6 +6,7 @@ the listeners. Differences between Gunicorn's versions that matter here are met 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -28,6 +29,8 @@ from .worker import GeventStickyWorker, Seat
 SECRET_VARIABLE = "GUNICORN_STICKY_SECRET"
 #: A slot has its worker and one that drains; a third would let max_requests pile up processes.
 WORKERS_PER_SLOT = 2
+#: Seconds between the starts of two dispatchers, if the first one has died.
+RESPAWN = 1.0
 
 
 class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
@@ -87,6 +90,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._dispatcher: _Process | None = None
         #: Dispatchers that drain.
         self._retired: list[_Process] = []
+        #: When the next one may start, if the last one has died.
+        self._not_before = 0.0
+        self.worker_class: Any = None
         super().__init__(app)
 
     def setup(self, app: Any) -> None:
@@ -99,14 +105,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if omitted:
             app.cfg.set("workers", settings.available_cpus())
         app.cfg.env_orig[SECRET_VARIABLE] = self._secret.hex()  # reexec() starts the new master with this
-        before = getattr(self, "worker_class", None)
+        before = self.worker_class
         super().setup(app)
         if omitted:
             self.log.info("Number of workers not given: %d, one per CPU (setting: workers)", self.num_workers)
         if not issubclass(self.worker_class, GeventStickyWorker):
             self.log.error(
                 "Worker class stays %s: a reload cannot change it to %s, which is not sticky; restart instead",
-                before.__name__ if before else None,
+                before.__name__,
                 self.cfg.worker_class_str,
             )
             self.worker_class = before
@@ -135,10 +141,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         return self._spawn_worker(min(range(self.num_workers), key=need))
 
     def _spawn_worker(self, slot: int) -> Any:
-        while len(self._channels) <= slot:
-            from .channel import Channel
-
-            self._channels.append(Channel())
+        self._open_channels(slot + 1)
         before = self._workers_of(slot)
         worker_class = self.worker_class
         seat = Seat(slot, self._channels[slot], functools.partial(self._leave, slot))
@@ -150,6 +153,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for worker in before:  # from now on there are two at one channel
             self.kill_worker(worker.pid, signal.SIGTERM)
         return pid
+
+    def _open_channels(self, count: int) -> None:
+        from .channel import Channel
+
+        while len(self._channels) < count:
+            self._channels.append(Channel())
 
     def _leave(self, slot: int) -> None:
         """In a new worker, close what belongs to the arbiter and to other slots."""
@@ -184,6 +193,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if old is not None and old.made_for == wanted:
             return
         if self.LISTENERS and self.num_workers:
+            if time.monotonic() < self._not_before:
+                return
             self._dispatcher = self._spawn_dispatcher(wanted)
         else:
             self._dispatcher = None
@@ -196,13 +207,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         from . import dispatcher
 
         heartbeat = WorkerTmp(self.cfg)
+        count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
+        self._open_channels(count)
         plan = dispatcher.Plan(
             affinity=settings.affinity(self.cfg),
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),
-            channels=self._channels[: self.num_workers],
-            retired=self._channels[self.num_workers :],
+            channels=self._channels[:count],
+            retired=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
             lane_timeout=self.timeout or 30,
             lane_size=self.cfg.backlog,
@@ -225,10 +238,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             os._exit(code)  # never 3 or 4, which halt older versions of Gunicorn's master
 
     def _kill(self, process: _Process, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def _reap_dispatchers(self) -> None:
         for process in [*self._retired, *filter(None, [self._dispatcher])]:
@@ -241,6 +252,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             process.heartbeat.close()
             if process is self._dispatcher:
                 self._dispatcher = None
+                self._not_before = process.started + RESPAWN
                 self.log.error("Dispatcher (pid:%s) has died (status %s)", pid, status)
             else:
                 self._retired.remove(process)
@@ -258,7 +270,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         process = self._dispatcher
         if not self.timeout or process is None:
             return
-        if time.monotonic() - max(process.heartbeat.last_update(), process.started) > self.timeout:
+        if time.monotonic() - process.heartbeat.last_update() > self.timeout:
             self.log.critical("DISPATCHER TIMEOUT (pid:%s)", process.pid)
             self._kill(process, signal.SIGKILL)
 

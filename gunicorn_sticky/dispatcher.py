@@ -22,12 +22,12 @@ import os
 import resource
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
 
 # The C sockets, and epoll as it is now: an application that is preloaded later may replace those of `socket` and
 # `select` by gevent's.
 from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOCK_STREAM, socket
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -51,6 +51,9 @@ LINGER = 2.0
 TICK = 1.0
 #: Seconds until something that was full is tried again: a channel, or the table of open files.
 RETRY = 0.01
+#: A head that comes in more pieces than this is only looked at every `SLOW` seconds: each look reads all of it.
+PIECES = 32
+SLOW = 0.1
 
 _EPOLLIN, _EPOLLET, _EPOLLRDHUP = 0x001, 1 << 31, 0x2000
 _GONE = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP, EPOLLHUP, EPOLLERR
@@ -94,6 +97,7 @@ class _Head:
     address: Any
     deadline: float
     seen: int = 0
+    pieces: int = 0
 
 
 @dataclass
@@ -132,6 +136,9 @@ class Dispatcher:
         self._watched: dict[int, Callable[[int], None]] = {}
         self._listeners: list[_Listener] = []
         self._heads: dict[int, _Head] = {}
+        #: Of those, the ones in many pieces that something has happened to, and when to look at them all.
+        self._slow: dict[int, int] = {}
+        self._slow_at = 0.0
         self._lingering: dict[int, tuple[socket, float]] = {}
         #: By slot, in order of arrival, and only slots whose channel is full.
         self._lanes: dict[int, deque[_Waiting]] = {}
@@ -173,7 +180,10 @@ class Dispatcher:
 
     def wake_by(self, fd: int) -> None:
         """Let the loop look around when the non-blocking `fd` becomes readable (see `signal.set_wakeup_fd`)."""
-        self._watch(fd, _EPOLLIN, lambda _events: os.read(fd, 512) and None)
+        self._watch(fd, _EPOLLIN, lambda _events: self._swallow(fd))
+
+    def _swallow(self, fd: int) -> None:
+        os.read(fd, 512)
 
     def _idle(self) -> bool:
         return not (self._heads or self._lingering or self._lanes)
@@ -184,6 +194,8 @@ class Dispatcher:
         if self._lanes or self._resume_at is not None:
             wait = RETRY
         now = time.monotonic()
+        if self._slow:
+            wait = min(wait, self._slow_at - now)
         for head in self._heads.values():
             wait = min(wait, head.deadline - now)
             break
@@ -194,6 +206,10 @@ class Dispatcher:
 
     def _expire(self, now: float) -> None:
         """Do what is due."""
+        if self._slow and self._slow_at <= now:
+            slow, self._slow = self._slow, {}
+            for fd, events in slow.items():
+                self._look(self._heads[fd], events)
         while self._heads:
             head = next(iter(self._heads.values()))
             if head.deadline > now:
@@ -266,7 +282,8 @@ class Dispatcher:
                 "ulimit -n",
             )
             return
-        self.log.error("Dispatcher cannot accept: %s; raise the limit on open files (ulimit -n)", error.strerror)
+        if self._resume_at is None:
+            self.log.error("Dispatcher cannot accept: %s; raise the limit on open files (ulimit -n)", error.strerror)
         self._stop_accepting()
         self._resume_at = time.monotonic() + TICK
 
@@ -325,11 +342,22 @@ class Dispatcher:
             head.deadline = time.monotonic() + self.plan.header_timeout
             self._heads[fd] = head
             # Edge-triggered: what was only peeked at stays readable, and would wake a level-triggered watch for ever.
-            self._watch(fd, _EPOLLIN | _EPOLLRDHUP | _EPOLLET, lambda events: self._look(head, events))
+            self._watch(fd, _EPOLLIN | _EPOLLRDHUP | _EPOLLET, lambda events: self._arrived(head, events))
+
+    def _arrived(self, head: _Head, events: int) -> None:
+        head.pieces += 1
+        if head.pieces <= PIECES:
+            self._look(head, events)
+            return
+        if not self._slow:
+            self._slow_at = time.monotonic() + SLOW
+        fd = head.connection.fileno()
+        self._slow[fd] = self._slow.get(fd, 0) | events
 
     def _forget(self, head: _Head) -> None:
         fd = head.connection.fileno()
         if self._heads.pop(fd, None):
+            self._slow.pop(fd, None)
             self._unwatch(fd)
 
     def _refuse_head(self, head: _Head, status: HTTPStatus, message: str, setting: str) -> None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+# They may stand before a request line (RFC 9112 section 2.2).
+_EMPTY_LINES = re.compile(rb"[\r\n]*")
+
 
 class Incomplete(Exception):
     """The head has not arrived far enough to tell."""
@@ -37,9 +40,7 @@ class Field:
         Raises:
             Incomplete: after the last value, if the end of the head is not among those bytes
         """
-        start = 0
-        while start < size and data[start] in b"\r\n":  # empty lines before the request line (RFC 9112 section 2.2)
-            start += 1
+        start = _EMPTY_LINES.match(data, 0, size).end()  # type: ignore[union-attr]
         for match in self._next.finditer(data, start, size):
             if match.group(1) is None:
                 return

@@ -78,6 +78,7 @@ def _validate_ipv6_prefix(val: Any) -> int:
 class _Grouped:
     """Shows a setting under its section's title in --help."""
 
+    name: str
     section = SECTION
 
     def add_option(self, parser: Any) -> None:
@@ -213,7 +214,7 @@ class StickyConnection(_Grouped, Setting):  # type: ignore[misc]
     validator = validate_callable(2)
     type = callable
 
-    def sticky_connection(worker: Any, connection: Any) -> None:  # noqa: N805
+    def sticky_connection(worker: Any, connection: Any) -> None:
         pass
 
     default = staticmethod(sticky_connection)
@@ -227,8 +228,9 @@ class StickyConnection(_Grouped, Setting):  # type: ignore[misc]
 
 
 NAMES = tuple(
-    setting.name for setting in globals().values() if isinstance(setting, type) and issubclass(setting, _Grouped)
-    and setting is not _Grouped
+    setting.name
+    for setting in list(globals().values())
+    if isinstance(setting, type) and issubclass(setting, _Grouped) and setting is not _Grouped
 )
 
 
@@ -256,7 +258,8 @@ def affinity(cfg: Any) -> Affinity:
 
 def given(cfg: Any) -> list[str]:
     """Return the names of our settings that differ from their defaults in `cfg`."""
-    return [name for name in NAMES if cfg.settings[name].get() != type(cfg.settings[name])().get()]
+    ours = [cfg.settings[name] for name in NAMES if name in cfg.settings]
+    return [setting.name for setting in ours if setting.get() != type(setting)().get()]
 
 
 def check(cfg: Any) -> None:

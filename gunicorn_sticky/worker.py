@@ -104,6 +104,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         #: One byte that the arbiter's copy of this object shares with the worker's.
         self._alive = mmap.mmap(-1, 1)
         self._server: InboxServer | None = None
+        self.wsgi: Any = None
         self._connections: dict[Any, Connection] = {}
         super().__init__(*args, **kwargs)
         self._seat = seat
@@ -158,7 +159,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Load the application, and let it see slot and key."""
         super().load_wsgi()
-        application = self.wsgi
+        application: Any = self.wsgi
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             connection = self._connections.get(environ["gunicorn.socket"])
@@ -201,10 +202,13 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self.log.exception("Exception in the sticky_connection hook")
             status, message = HTTPStatus.INTERNAL_SERVER_ERROR, "the sticky_connection hook has failed"
         else:
-            status, message = HTTPStatus.SERVICE_UNAVAILABLE, f"the application did not emit {self.cfg.sticky_sync_event!r}"
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            message = f"the application did not emit {self.cfg.sticky_sync_event!r} within {seconds} s"
             self.log.warning(
-                "Refused a connection with key %s: %d, %s within %s s (setting: sticky_sync_timeout)",
-                connection.key, status, message, seconds,
+                "Refused a connection with key %s: %d, %s (setting: sticky_sync_timeout)",
+                connection.key,
+                status,
+                message,
             )
         self._answer(client, answer(status, message))
         return False

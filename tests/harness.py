@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -68,7 +69,12 @@ class Server:
         self._log = self.folder / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*(command or [str(BIN / "gunicorn")]), *(("--bind", bind) if bind else ()), "--no-control-socket", *args],
+                [
+                    *(command or [str(BIN / "gunicorn")]),
+                    *(("--bind", bind) if bind else ()),
+                    "--no-control-socket",
+                    *args,
+                ],
                 cwd=self.folder,
                 env=clean_env({"PYTHONPATH": str(APPS), "PYTHONUNBUFFERED": "1"} | dict(env or {})),
                 stdout=log,
@@ -155,10 +161,8 @@ class Server:
         except subprocess.TimeoutExpired:
             print(self.log)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
             if exception[0] is not None:
                 print(self.log)
@@ -187,9 +191,7 @@ def request(
     **kwargs: Any,
 ) -> Response:
     """Send one request over a connection of its own; `source` is the client's address (any of 127.0.0.0/8 works)."""
-    connection = http.client.HTTPConnection(
-        host, port, timeout=timeout, source_address=(source, 0) if source else None
-    )
+    connection = http.client.HTTPConnection(host, port, timeout=timeout, source_address=(source, 0) if source else None)
     try:
         connection.request(method, path, body=body, headers=dict(headers or {}), **kwargs)
         return Response(connection.getresponse())

@@ -1,0 +1,100 @@
+"""From an address or a header to the affinity key."""
+
+from __future__ import annotations
+
+import pytest
+
+from gunicorn_sticky.key import MAX_KEY, address_key, forwarded_key, list_key, peer_key
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        (("1.2.3.4", 5), "1.2.3.4"),
+        (("2001:db8:0:1:aaaa::1", 5, 0, 0), "2001:db8:0:1::/64"),
+        (("2001:db8:0:1:bbbb::2", 5, 0, 0), "2001:db8:0:1::/64"),
+        (("::ffff:1.2.3.4", 5, 0, 0), "1.2.3.4"),
+        (("fe80::1%eth0", 5, 0, 2), "fe80::/64"),
+        (("::1", 5, 0, 0), "::/64"),
+        ("", ""),
+        (b"\0abstract", ""),
+    ],
+)
+def test_peer(address: object, key: str):
+    assert peer_key(address, 64) == key
+
+
+@pytest.mark.parametrize(("bits", "key"), [(1, "8000::/1"), (48, "ff02:db8:1::/48"), (128, "ff02:db8:1:2::1/128")])
+def test_ipv6_prefix(bits: int, key: str):
+    assert address_key("8000::1" if bits == 1 else "ff02:db8:1:2::1", bits) == key
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ("1.2.3.4", "1.2.3.4"),
+        (" 1.2.3.4:5678 ", "1.2.3.4"),
+        ('"1.2.3.4:5678"', "1.2.3.4"),
+        ("1.2.3.4, 5.6.7.8", "1.2.3.4"),
+        ("1.2.3.4,5.6.7.8,9.9.9.9", "1.2.3.4"),
+        (", ,1.2.3.4", "1.2.3.4"),
+        ('"[2001:db8::1]:80"', "2001:db8::/64"),
+        ("[2001:db8::1]", "2001:db8::/64"),
+        ("2001:DB8:0::1", "2001:db8::/64"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+        ("[::ffff:1.2.3.4]:99", "1.2.3.4"),
+        ("tenant-7", "tenant-7"),
+        ("tenant:80", "tenant:80"),
+        ("unknown", "unknown"),
+        ("999.1.1.1", "999.1.1.1"),
+        ("1.2.3.4:", "1.2.3.4:"),
+        ("", None),
+        (" , ", None),
+        ('""', None),
+    ],
+)
+def test_list(value: str, key: str | None):
+    assert list_key([value.encode()], 64) == key
+
+
+def test_lines_are_one_list():
+    assert list_key([b" ", b"1.2.3.4, 5.6.7.8", b"9.9.9.9"], 64) == "1.2.3.4"
+
+
+def test_folded_value():
+    assert list_key([b"\r\n 1.2.3.4\r\n , 5.6.7.8\r"], 64) == "1.2.3.4"
+
+
+def test_long_keys_are_digested_and_stay_apart():
+    first, second = (list_key([b"a" * 5000 + end], 64) for end in (b"1", b"2"))
+    assert first != second
+    assert first is not None
+    assert len(first) <= MAX_KEY
+
+
+def test_any_byte_is_a_key():
+    assert list_key([bytes(set(range(256)) - set(b',"'))], 64) is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ("for=1.2.3.4", "1.2.3.4"),
+        ("For=1.2.3.4;proto=https;by=9.9.9.9, for=5.6.7.8", "1.2.3.4"),
+        ('by=9.9.9.9;for="1.2.3.4:5678"', "1.2.3.4"),
+        ('for="[2001:db8:cafe::17]:4711"', "2001:db8:cafe::/64"),
+        ('for="_gazonk"', "_gazonk"),
+        ("for=unknown, for=1.2.3.4", "unknown"),
+        ("proto=https, for=1.2.3.4", "1.2.3.4"),
+        ('by="for=9.9.9.9";for=1.2.3.4', "1.2.3.4"),
+        ('host="a;for=9.9.9.9, for=9.9.9.9";for=1.2.3.4', "1.2.3.4"),
+        ('host="\\";for=9.9.9.9";for=1.2.3.4', "1.2.3.4"),
+        ("xfor=9.9.9.9; for = 1.2.3.4", "1.2.3.4"),
+        ("proto=https", None),
+        ("for=", None),
+        ("", None),
+    ],
+)
+def test_forwarded(value: str, key: str | None):
+    assert forwarded_key([value.encode()], 64) == key
