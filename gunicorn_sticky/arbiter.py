@@ -154,6 +154,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.kill_worker(worker.pid, signal.SIGTERM)
         return pid
 
+    def kill_worker(self, pid: int, sig: int) -> None:
+        """Send a worker a signal. A worker that is still booting would not notice SIGTERM; so it is told in both ways."""
+        if sig == signal.SIGTERM and pid in self.WORKERS:
+            self.WORKERS[pid].alive = False
+        super().kill_worker(pid, sig)
+
     def _open_channels(self, count: int) -> None:
         from .channel import Channel
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import marshal
-import os
+import posix
 import struct
 
 # The C sockets: an application that is preloaded may have replaced those of `socket` by gevent's.
@@ -77,7 +77,8 @@ class Channel:
             OSError: EMFILE or ENFILE, and the connection stays in the channel
         """
         # At the limit of open files the kernel would deliver the message without its descriptor, so try one first.
-        os.close(os.dup(self._in.fileno()))
+        # (Not with `os`, whose close() gevent puts off until its loop runs.)
+        posix.close(posix.dup(self._in.fileno()))
         try:
             message, ancillary, _flags, _address = self._in.recvmsg(
                 _MESSAGE_SIZE, _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC

@@ -19,12 +19,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import posix
 import resource
 import signal
 import time
 
-# The C sockets, and epoll as it is now: an application that is preloaded later may replace those of `socket` and
-# `select` by gevent's.
+# The C sockets, posix.close and the original epoll: an application may be preloaded, and have replaced those of
+# `socket`, `os` and `select` by gevent's, which need gevent's loop.
 from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOCK_STREAM, socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -371,7 +372,7 @@ class Dispatcher:
         slot = self._slots.slot_of(parcel.key)
         lane = self._lanes.get(slot)
         if lane is None and self.plan.channels[slot].send(fd, parcel):
-            os.close(fd)
+            posix.close(fd)
             return
         waiting = _Waiting(fd, parcel, time.monotonic() + self.plan.lane_timeout)
         if lane is None:
@@ -385,7 +386,7 @@ class Dispatcher:
         """Send what waits for a full channel, and refuse who has waited too long."""
         lane = self._lanes[slot]
         while lane and self.plan.channels[slot].send(lane[0].fd, lane[0].parcel):
-            os.close(lane.popleft().fd)
+            posix.close(lane.popleft().fd)
         while lane and lane[0].deadline <= now:
             self._refuse_waiting(lane.popleft(), slot)
         if not lane:

@@ -52,6 +52,7 @@ class Server:
         config: text of a gunicorn.conf.py in the working directory
         env: additional environment variables
         bind: what to pass as --bind; None if `args` or `config` do so
+        pass_fds: descriptors that the server inherits
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Server:
         config: str = "",
         env: Mapping[str, str] | None = None,
         bind: str | None = "127.0.0.1:0",
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gunicorn-sticky-")
         self.folder = Path(self._folder.name)
@@ -78,6 +80,7 @@ class Server:
                 cwd=self.folder,
                 env=clean_env({"PYTHONPATH": str(APPS), "PYTHONUNBUFFERED": "1"} | dict(env or {})),
                 stdout=log,
+                pass_fds=pass_fds,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

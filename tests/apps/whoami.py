@@ -1,16 +1,27 @@
-"""Answers every request with JSON that tells who served it."""
+"""Answers every request with JSON that tells who served it. A request for /hold waits for the file "release"."""
 
 import hashlib
 import json
 import os
+import time
 
 
 def app(environ, start_response):
+    while environ["PATH_INFO"] == "/hold" and not os.path.exists("release"):
+        time.sleep(0.01)
     digest, size = hashlib.sha256(), 0
     while chunk := environ["wsgi.input"].read(65536):
         digest.update(chunk)
         size += len(chunk)
-    names = ("REMOTE_ADDR", "REMOTE_PORT", "SERVER_NAME", "SERVER_PORT", "PATH_INFO", "REQUEST_METHOD", "wsgi.url_scheme")
+    names = (
+        "REMOTE_ADDR",
+        "REMOTE_PORT",
+        "SERVER_NAME",
+        "SERVER_PORT",
+        "PATH_INFO",
+        "REQUEST_METHOD",
+        "wsgi.url_scheme",
+    )
     body = json.dumps(
         {name: environ.get(name) for name in names}
         | {

@@ -1,0 +1,438 @@
+"""Signals, crashes and reloads: no connection that no worker has taken is lost, and no client moves without need."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import BIN, STICKY, Server, addresses, request, wait_for
+
+CLIENTS = addresses(24)
+
+
+def slots(server: Server, clients: list[str] = CLIENTS) -> dict[str, int]:
+    return {client: server.who(source=client)["slot"] for client in clients}
+
+
+@contextlib.contextmanager
+def load(server: Server) -> Iterator[list[str]]:
+    """Let clients send requests all the time, and fail if one of them fails or moves to another slot."""
+    done, wrong, answered = threading.Event(), [], []
+    before = slots(server)
+
+    def run(clients: list[str]) -> None:
+        while not done.is_set():
+            for client in clients:
+                try:
+                    who = server.who(source=client)
+                except Exception as error:
+                    wrong.append(f"{client}: {error!r}")
+                else:
+                    answered.append(client)
+                    if who["slot"] != before[client]:
+                        wrong.append(f"{client} moved from {before[client]} to {who['slot']}")
+
+    threads = [threading.Thread(target=run, args=[CLIENTS[n::3]]) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield wrong
+        count = len(answered)
+        wait_for(lambda: wrong or len(answered) > count + 30, "requests after the event")
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def descriptors(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return found
+
+
+# --- what dies is replaced ---
+
+
+def test_a_killed_worker_is_replaced_in_its_slot():
+    with Server(*STICKY, "-w", "4", "whoami:app") as server:
+        before = {client: server.who(source=client) for client in CLIENTS}
+        victim = before[CLIENTS[0]]
+        os.kill(victim["pid"], signal.SIGKILL)
+        # Nobody waits for the new worker: what comes in between stays in the channel.
+        after = {client: server.who(source=client) for client in CLIENTS}
+        for client, who in before.items():
+            assert after[client]["slot"] == who["slot"]
+            assert (after[client]["pid"] == who["pid"]) == (who["slot"] != victim["slot"])
+
+
+def test_connections_sent_to_a_dying_worker_are_served_by_its_successor():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        where = slots(server)
+        victim = server.who(source=CLIENTS[0])
+        mine = [client for client in CLIENTS if where[client] == victim["slot"]]
+        os.kill(victim["pid"], signal.SIGSTOP)
+        answers: list[dict] = []
+        threads = [
+            threading.Thread(target=lambda c=client: answers.append(server.who(source=c))) for client in mine * 3
+        ]
+        for thread in threads:
+            thread.start()
+        # Another slot's client is not kept waiting by them, and by then they have all been dispatched.
+        other = next(client for client in CLIENTS if where[client] != victim["slot"])
+        assert server.who(source=other)["slot"] == where[other]
+        os.kill(victim["pid"], signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        assert len(answers) == len(threads)
+        assert {who["slot"] for who in answers} == {victim["slot"]}
+        assert victim["pid"] not in {who["pid"] for who in answers}
+
+
+def test_a_killed_dispatcher_is_replaced():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server, load(server):
+        for round_ in range(3):
+            os.kill(server.booted("dispatcher")[-1], signal.SIGKILL)
+            server.wait_for_log("Booting dispatcher", count=round_ + 2)
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert "has died" in server.log
+
+
+def test_a_hung_dispatcher_is_replaced():
+    with Server(*STICKY, "-w", "2", "--timeout", "2", "whoami:app") as server:
+        slots(server)
+        os.kill(server.booted("dispatcher")[-1], signal.SIGSTOP)
+        assert server.who()
+        server.wait_for_log("DISPATCHER TIMEOUT")
+
+
+def test_everything_ends_with_a_killed_master():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        slots(server)
+        port, processes = server.port, [*server.booted("worker"), *server.booted("dispatcher")]
+        server.send_signal(signal.SIGKILL)
+        server.process.wait()
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "all processes to end")
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+# --- reloads and recycling ---
+
+
+def test_reload_loses_nothing():
+    with Server(*STICKY, "-w", "4", "whoami:app") as server, load(server):
+        for round_ in range(3):
+            old = set(server.alive("worker"))
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_log("Booting dispatcher", count=round_ + 2)
+            wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")  # noqa: B023
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "the old dispatcher to end")
+        assert len(server.alive("worker")) == 4
+
+
+def test_reload_with_another_number_of_workers():
+    config = "workers = {}"
+    with Server(*STICKY, "whoami:app", config=config.format(2)) as server:
+        assert set(slots(server).values()) == {0, 1}
+        for count in (4, 3):
+            server.config.write_text(config.format(count))
+            dispatchers = len(server.booted("dispatcher"))
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_log("Booting dispatcher", count=dispatchers + 1)
+            wait_for(lambda: len(server.alive("worker")) == count, f"{count} workers")  # noqa: B023
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+            assert set(slots(server).values()) == set(range(count))
+
+
+def test_reload_with_another_address():
+    with Server(*STICKY, "-w", "2", "whoami:app", bind=None, config="bind = '127.0.0.1:0'") as server:
+        old = server.port
+        slots(server)
+        server.config.write_text("bind = ['127.0.0.1:0', '127.0.0.2:0']")
+        server.send_signal(signal.SIGHUP)
+        new = server.wait_for_log(r"Listening at: http://127\.0\.0\.1:(\d+),http://127\.0\.0\.2:(\d+)$")
+        assert int(new.group(1)) != old
+        assert request(int(new.group(1))).status == 200
+        assert request(int(new.group(2)), host="127.0.0.2").status == 200
+
+        def closed() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", old)) != 0
+
+        wait_for(closed, "the old listener to close")
+
+
+def test_ttin_and_ttou_move_few_clients():
+    clients = addresses(120)
+    with Server(*STICKY, "-w", "3", "whoami:app") as server:
+        before = slots(server, clients)
+        server.send_signal(signal.SIGTTIN)
+        server.wait_for_log("Booting dispatcher", count=2)
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "the old dispatcher to end")
+        more = slots(server, clients)
+        moved = [client for client in clients if more[client] != before[client]]
+        assert moved
+        assert {more[client] for client in moved} == {3}
+        kept = set(server.alive("worker")[:3])
+        server.send_signal(signal.SIGTTOU)
+        server.wait_for_log("Booting dispatcher", count=3)
+        wait_for(lambda: len(server.alive("worker")) == 3, "three workers")
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert slots(server, clients) == before
+        assert set(server.alive("worker")) == kept  # the worker of the highest slot went, not the oldest one
+
+
+def test_ttou_routes_anew_what_the_removed_slot_has_not_taken():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        where = slots(server)
+        stopped = next(client for client in CLIENTS if where[client] == 1)
+        victim = server.who(source=stopped)["pid"]
+        os.kill(victim, signal.SIGSTOP)
+        answers: list[dict] = []
+        thread = threading.Thread(target=lambda: answers.append(server.who(source=stopped)))
+        thread.start()
+        other = next(client for client in CLIENTS if where[client] == 0)
+        assert server.who(source=other)  # by now the dispatcher has passed the other one on
+        server.send_signal(signal.SIGTTOU)
+        thread.join(30)
+        assert answers[0]["slot"] == 0
+        os.kill(victim, signal.SIGKILL)
+
+
+def test_max_requests_replaces_a_worker_while_it_drains():
+    with Server(*STICKY, "-w", "2", "--max-requests", "30", "whoami:app") as server:
+        where = slots(server)
+        client = CLIENTS[0]
+        held: list[dict] = []
+        thread = threading.Thread(target=lambda: held.append(server.who(source=client, path="/hold")))
+        thread.start()
+        old = server.who(source=client)["pid"]
+        new = wait_for(
+            lambda: next((p for p in [server.who(source=client)["pid"]] if p != old), None),
+            "another worker, while the old one still serves a request",
+        )
+        assert {old, new} <= set(server.alive("worker"))
+        assert slots(server) == where
+        (server.folder / "release").touch()
+        thread.join()
+        assert held[0]["pid"] == old
+        server.wait_for_log(rf"Worker exiting \(pid: {old}\)")
+
+
+def test_max_requests_under_load_loses_nothing():
+    with Server(*STICKY, "-w", "2", "--max-requests", "40", "whoami:app") as server, load(server):
+        server.wait_for_log("Autorestarting", count=6)
+
+
+def test_upgrade_of_the_master_keeps_every_client_in_its_slot():
+    with Server(*STICKY, "-w", "4", "--pid", "pid", "whoami:app") as server:
+        where = slots(server)
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log("Booting dispatcher", count=2)
+        new = int(wait_for(lambda: (server.folder / "pid.2").exists() and (server.folder / "pid.2").read_text(), "pid"))
+        server.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+        assert slots(server) == where
+        assert "GUNICORN_STICKY_SECRET" not in Path(f"/proc/{new}/cmdline").read_text()
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not Path(f"/proc/{new}").exists(), "the new master to end")
+
+
+def test_code_reload():
+    options = ("--reload", "--reload-engine", "poll")
+    with Server(*STICKY, "-w", "2", *options, "--reload-extra-file", "gunicorn.conf.py", "whoami:app") as server:
+        before = slots(server)
+        old = set(server.alive("worker"))
+        os.utime(server.config)
+        wait_for(lambda: len(set(server.alive("worker")) - old) == 2, "new workers")
+        assert slots(server) == before
+
+
+def test_preloaded_application_that_patches_the_standard_library():
+    with Server(*STICKY, "-w", "2", "--preload", "patched:app") as server:
+        assert set(slots(server).values()) == {0, 1}
+        dispatcher = server.booted("dispatcher")[0]
+        before = len(descriptors(dispatcher))
+        slots(server)
+        wait_for(lambda: len(descriptors(dispatcher)) <= before, "the dispatcher to close what it has passed on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_stop(number: int):
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        slots(server)
+        processes = [*server.booted("worker"), *server.booted("dispatcher")]
+        assert server.stop(number, timeout=10) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+def test_term_while_the_workers_boot():
+    for _ in range(5):
+        with Server(*STICKY, "-w", "4", "whoami:app") as server:
+            server.wait_for_log("Booting dispatcher")
+            assert server.stop(timeout=8) == 0
+
+
+# --- who may do what ---
+
+
+def test_only_arbiter_and_dispatcher_have_the_listener():
+    with Server(*STICKY, "-w", "3", "whoami:app") as server:
+        slots(server)
+        listening = {
+            f"socket:[{line.split()[9]}]"
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+            if line.split()[3] == "0A"
+        }
+        assert set(descriptors(server.pid)) & listening
+        assert set(descriptors(server.booted("dispatcher")[0])) & listening
+        for worker in server.booted("worker"):
+            own = descriptors(worker)
+            assert not set(own) & listening
+            assert sum(link.startswith("socket:") for link in own) == 1  # its inbox
+
+
+def test_the_dispatcher_gives_up_privileges():
+    entry = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    # The workers keep theirs, because the Python that runs the tests may be one that only its owner can read.
+    config = "def post_fork(server, worker):\n    worker.cfg.set('user', None)\n    worker.cfg.set('group', None)"
+    owner = ("--user", entry.pw_name, "--group", str(entry.pw_gid))
+    with Server(*STICKY, "-w", "2", *owner, "whoami:app", config=config) as server:
+        slots(server)
+        status = Path(f"/proc/{server.booted('dispatcher')[0]}/status").read_text()
+        assert "Uid:" + f"\t{entry.pw_uid}" * 4 in status
+        assert "Gid:" + f"\t{entry.pw_gid}" * 4 in status
+        assert f"Uid:\t{os.geteuid()}\t" in Path(f"/proc/{server.pid}/status").read_text()
+
+
+def test_logs_are_reopened_in_the_dispatcher():
+    with Server(*STICKY, "-w", "2", "--sticky-proxy", "--error-logfile", "error.log", "whoami:app") as server:
+        log = server.folder / "error.log"
+        port = int(wait_for(lambda: log.exists() and log.read_text().partition("http://127.0.0.1:")[2][:5], "port"))
+        wait_for(lambda: request(port, headers={"X-Forwarded-For": "1"}).status == 200, "an answer")
+        log.rename(server.folder / "old.log")
+        server.send_signal(signal.SIGUSR1)
+        wait_for(lambda: (request(port), log.exists() and "Refused" in log.read_text())[1], "the line in the new file")
+
+
+def test_systemd_socket_activation():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = listener.fileno()
+        script = f"""import os, sys
+os.dup2({fd}, 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[1], sys.argv[1:])"""
+        command = [sys.executable, "-c", script, str(BIN / "gunicorn")]
+        with Server(*STICKY, "-w", "2", "whoami:app", command=command, bind=None, pass_fds=[fd]) as server:
+            assert request(listener.getsockname()[1]).status == 200
+            assert "Booting dispatcher" in server.log
+
+
+def test_nothing_leaks_over_many_reloads():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        counts = []
+        for round_ in range(8):
+            slots(server)
+            counts.append(len(descriptors(server.pid)))
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_log("Booting dispatcher", count=round_ + 2)
+            wait_for(lambda: len(server.alive("worker")) == 2, "two workers")
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+            wait_for(lambda: len(descriptors(server.pid)) <= counts[0], "the arbiter's descriptors")
+
+
+# --- what is full ---
+
+
+def open_clients(server: Server, client: str, count: int) -> list[socket.socket]:
+    found = []
+    for _ in range(count):
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=30, source_address=(client, 0))
+        connection.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        found.append(connection)
+    return found
+
+
+def test_a_worker_that_stands_still_keeps_its_clients_and_no_others():
+    with Server(*STICKY, "-w", "2", "--timeout", "60", "whoami:app") as server:
+        where = slots(server)
+        victim = server.who(source=CLIENTS[0])
+        other = next(client for client in CLIENTS if where[client] != victim["slot"])
+        os.kill(victim["pid"], signal.SIGSTOP)
+        waiting = open_clients(server, CLIENTS[0], 700)  # more than a channel holds
+        assert server.who(source=other)["slot"] == where[other]
+        os.kill(victim["pid"], signal.SIGCONT)
+        answers = [connection.recv(20) for connection in waiting]
+        assert answers == [b"HTTP/1.1 200 OK\r\nSer"] * 700
+        for connection in waiting:
+            connection.close()
+
+
+def test_more_than_may_wait_is_refused_with_503():
+    with Server(*STICKY, "-w", "2", "--backlog", "64", "--timeout", "60", "whoami:app") as server:
+        slots(server)
+        victim = server.who(source=CLIENTS[0])
+        os.kill(victim["pid"], signal.SIGSTOP)
+        waiting = open_clients(server, CLIENTS[0], 600)
+        server.wait_for_log(r"Refused a connection from .*: 503, .*worker_connections")
+        os.kill(victim["pid"], signal.SIGCONT)
+        answers = [connection.recv(12) for connection in waiting]
+        assert set(answers) == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+        assert answers.index(b"HTTP/1.1 503") > 64
+        for connection in waiting:
+            connection.close()
+
+
+def test_what_waits_too_long_is_refused_with_503():
+    options = ("--timeout", "3", "--worker-connections", "1")
+    with Server(*STICKY, "-w", "2", *options, "whoami:app") as server:
+        client = CLIENTS[0]
+        thread = threading.Thread(target=lambda: server.who(source=client, path="/hold"))
+        thread.start()
+        waiting = open_clients(server, client, 500)
+        server.wait_for_log(r"Refused a connection from .*: 503, ")
+        (server.folder / "release").touch()
+        thread.join()
+        assert {connection.recv(12) for connection in waiting} == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+        for connection in waiting:
+            connection.close()
+
+
+def limited(count: int) -> list[str]:
+    """Return a command that runs gunicorn with a limit on open files."""
+    return ["sh", "-c", f'ulimit -n {count}; exec "$0" "$@"', str(BIN / "gunicorn")]
+
+
+def test_a_dispatcher_without_free_descriptors_drops_the_slowest():
+    with Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app", command=limited(100)) as server:
+        silent = []
+        for _ in range(200):
+            silent.append(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+        assert server.who(headers={"X-Forwarded-For": "1.2.3.4"})["key"] == "1.2.3.4"
+        server.wait_for_log(r"503, too many connections .*ulimit -n")
+        assert silent[0].recv(12) == b"HTTP/1.1 503"
+        for connection in silent:
+            connection.close()
+
+
+def test_a_worker_without_free_descriptors_loses_no_connection():
+    with Server(*STICKY, "-w", "1", "whoami:app", command=limited(64)) as server:
+        server.who()
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(100)]
+        server.wait_for_log("Too many open files")
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert [client.recv(12) for client in clients] == [b"HTTP/1.1 200"] * 100
+        for client in clients:
+            client.close()
