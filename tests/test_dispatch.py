@@ -89,6 +89,19 @@ def test_the_environ_is_that_of_the_stock_worker():
     assert seen[:3] == seen[3:]
 
 
+def test_an_ipv4_client_of_a_dual_stack_listener_is_an_ipv4_client():
+    with Server(*STICKY, "-w", "2", "whoami:app", bind="[::]:0") as server:
+        assert server.who(source="127.0.0.9")["key"] == "127.0.0.9"
+        assert server.who(host="::1")["key"] == "::/64"
+
+
+def test_slot_and_key_in_the_access_log():
+    form = "%(h)s slot=%({gunicorn_sticky.slot}e)s key=%({gunicorn_sticky.key}e)s"
+    with Server(*HEADER, "--access-logfile", "-", "--access-logformat", form, "whoami:app") as server:
+        slot = server.who(headers={"X-Forwarded-For": "1.2.3.4"})["slot"]
+        server.wait_for_log(rf"127\.0\.0\.1 slot={slot} key=1\.2\.3\.4$")
+
+
 def test_a_listener_given_as_file_descriptor():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd = listener.fileno()

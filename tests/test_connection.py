@@ -1,0 +1,121 @@
+"""The sticky_connection hook, and sync: the application releases each connection's first request."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+from harness import STICKY, Server, request
+
+SYNC = (*STICKY, "-w", "2", "--sticky-sync", "whoami:app")
+
+
+def test_the_hook_sees_the_connection_before_its_first_request():
+    config = """
+import json, os
+
+def sticky_connection(worker, connection):
+    line = dict(pid=worker.pid, own=os.getpid(), address=connection.address, key=connection.key, slot=connection.slot,
+                listener=connection.listener.getsockname())
+    worker.log.info("hook %s", json.dumps(line))
+
+def pre_request(worker, req):
+    worker.log.info("request %s", req.path)
+"""
+    args = ("-w", "2", "--sticky-proxy", "whoami:app")
+    with Server(*STICKY, *args, config=config) as server:
+        who = server.who(headers={"X-Forwarded-For": "1.2.3.4"}, source="127.0.0.9")
+        seen = json.loads(server.wait_for_log(r"hook (.*)").group(1))
+        assert seen["pid"] == seen["own"] == who["pid"]
+        assert seen["address"] == ["127.0.0.9", int(who["REMOTE_PORT"])]
+        assert (seen["key"], seen["slot"]) == ("1.2.3.4", who["slot"])
+        assert seen["listener"] == ["127.0.0.1", server.port]
+        assert server.log.index("hook ") < server.log.index("request /")
+
+
+def test_a_request_waits_for_its_release():
+    config = """
+import os, time
+import gevent
+
+def release(worker, connection):
+    while not os.path.exists("release"):
+        time.sleep(0.01)
+    worker.log.info("wrong event: %s", connection.emit("something else"))
+    worker.log.info("right event: %s", connection.emit("ready"))
+
+def sticky_connection(worker, connection):
+    gevent.spawn(release, worker, connection)
+    worker.log.info("hook done")
+"""
+    with Server(*SYNC, "--sticky-sync-event", "ready", config=config) as server:
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(server.who(path="/first")))
+        thread.start()
+        server.wait_for_log("hook done")
+        assert not answers
+        (server.folder / "release").touch()
+        thread.join()
+        assert answers[0]["PATH_INFO"] == "/first"
+        server.wait_for_log("wrong event: False")
+        server.wait_for_log("right event: True")
+
+
+def test_a_release_within_the_hook():
+    config = """
+def sticky_connection(worker, connection):
+    connection.emit("sticky-sessions:sync")
+"""
+    with Server(*SYNC, config=config) as server:
+        assert server.get().status == 200
+
+
+def refused(server: Server, status: int, timeout: float = 20) -> None:
+    """Send a request with a body, of which nobody reads a byte, and see the answer arrive all the same."""
+    response = request(server.port, method="POST", body=bytes(3_000_000), timeout=timeout)
+    assert response.status == status
+
+
+def test_a_connection_that_nobody_releases_is_answered_503():
+    with Server(*SYNC, "--sticky-sync-timeout", "1") as server:
+        started = time.monotonic()
+        refused(server, 503)
+        assert 0.9 < time.monotonic() - started < 15
+        server.wait_for_log("Refused a connection with key 127.0.0.1: 503, .*sticky-sessions:sync.*sticky_sync_timeout")
+
+
+def test_the_timeout_covers_the_hook():
+    config = """
+import time
+
+def sticky_connection(worker, connection):
+    time.sleep(60)
+"""
+    with Server(*SYNC, "--sticky-sync-timeout", "1", config=config) as server:
+        refused(server, 503)
+
+
+def test_a_hook_that_fails_is_answered_500():
+    config = """
+def sticky_connection(worker, connection):
+    raise LookupError("no such client")
+"""
+    with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
+        refused(server, 500)
+        server.wait_for_log("Exception in the sticky_connection hook")
+        server.wait_for_log("LookupError: no such client")
+
+
+def test_a_held_connection_does_not_keep_the_server_from_stopping():
+    config = """
+def sticky_connection(worker, connection):
+    worker.log.info("held")
+"""
+    with Server(*SYNC, "--graceful-timeout", "2", config=config) as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        server.wait_for_log("held")
+        assert server.stop(timeout=15) == 0
+        client.close()
