@@ -5,8 +5,9 @@ Pure. A key falls into one of `BUCKETS` buckets, and a table gives each bucket a
 - Keyed, so that nobody outside can aim at one worker.
 - Consistent: slots only ever come and go at the upper end, and the table for N+1 slots is that for N, of which the new
   slot takes its share, 1/(N+1), from all the others alike. Nothing moves between the slots that stay.
-- Even, also for the few hundred addresses of one office: the 256 neighbours of an IPv4 /24 fall into 256 different
-  parts of the table, where plain hashing of so few keys would give the busiest of 8 workers half as much again.
+- Even, also for the few addresses of one office: the 256 neighbours of an IPv4 /24 fall into 256 different parts of
+  the table, and any run of them far apart. Plain hashing of so few keys gave the busiest of 8 workers 1.25 times its
+  share in the median, and up to 1.66.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ BUCKETS = 4096
 
 _NEIGHBOURS = 256
 _PART = BUCKETS // _NEIGHBOURS
+#: Odd, so that multiplying permutes, and by the golden ratio, which keeps any run of consecutive numbers apart.
+_STEP = 159
 
 
 def _assign(count: int) -> list[int]:
@@ -58,7 +61,6 @@ class Slots:
         keyed = self._hash.copy()
         keyed.update((network if neighbour else key).encode("latin-1", "replace"))
         number = int.from_bytes(keyed.digest(), "big")
-        if neighbour:  # a permutation of the neighbours, another one for each network
-            odd, offset, within = number | 1, number >> 16, number >> 32
-            return self._table[(int(host) * odd + offset) % _NEIGHBOURS * _PART + within % _PART]
+        if neighbour:
+            return self._table[((int(host) * _STEP + number) % _NEIGHBOURS) * _PART + (number >> 8) % _PART]
         return self._table[number % BUCKETS]

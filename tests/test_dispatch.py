@@ -311,7 +311,7 @@ def test_pipelining(request: pytest.FixtureRequest, mode: str):
 def test_gunicorns_own_limits_hold_in_the_worker():
     with Server(*HEADER, "--limit-request-line", "100", "whoami:app") as server:
         response: Response = server.get(path="/" + "a" * 200, headers={"X-Forwarded-For": "1.2.3.4"})
-        assert response.status == 414
+        assert response.status in (400, 414)  # Gunicorn 25 and 27
 
 
 def test_unix_socket_by_header():

@@ -48,6 +48,16 @@ def test_spread_and_consistency(name: str, count: int):
         assert set(moved) == {count}  # nobody moves between the slots that stay
 
 
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_neighbours_are_spread(count: int):
+    secrets = random.Random(count)
+    for start in range(1, 200, 7):
+        slots = Slots(secrets.randbytes(SECRET_SIZE), count)
+        used = Counter(slots.slot_of(f"198.51.100.{start + n}") for n in range(5 * count))
+        assert len(used) == count
+        assert max(used.values()) <= 10
+
+
 def test_one_slot():
     assert Slots(bytes(SECRET_SIZE), 1).slot_of("1.2.3.4") == 0
 
