@@ -155,7 +155,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         return pid
 
     def kill_worker(self, pid: int, sig: int) -> None:
-        """Send a worker a signal. A worker that is still booting would not notice SIGTERM; so it is told in both ways."""
+        """Send a worker a signal. SIGTERM is lost on a worker that is still booting, so that is told in two ways."""
         if sig == signal.SIGTERM and pid in self.WORKERS:
             self.WORKERS[pid].alive = False
         super().kill_worker(pid, sig)
