@@ -1,0 +1,15 @@
+"""Flask-SocketIO: answers the event "who"."""
+
+from flask import Flask, request
+from flask_socketio import SocketIO
+from seen import watched, who
+
+flask = Flask(__name__)
+# The heartbeat is short for clients to have some while the tests look at them.
+socketio = SocketIO(flask, ping_interval=1)
+app = watched(flask)
+
+
+@socketio.on("who")
+def on_who():
+    return who(request.environ, socketio.server.transport(request.sid))

@@ -1,0 +1,13 @@
+"""python-socketio: answers the event "who"."""
+
+import socketio
+from seen import watched, who
+
+# The heartbeat is short for clients to have some while the tests look at them.
+sio = socketio.Server(async_mode="gevent", ping_interval=1)
+app = watched(socketio.WSGIApp(sio))
+
+
+@sio.on("who")
+def on_who(sid):
+    return who(sio.get_environ(sid), sio.transport(sid))

@@ -1,0 +1,70 @@
+"""Socket.IO clients, all at once: reads what to do from stdin, prints one JSON object a client, as client.mjs does."""
+
+import json
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+import socketio
+from requests.adapters import HTTPAdapter
+
+TIMEOUT = 30
+
+
+class From(HTTPAdapter):
+    """Connects from a given address."""
+
+    def __init__(self, address):
+        self.address = address
+        super().__init__()
+
+    def init_poolmanager(self, *args, **kwargs):
+        super().init_poolmanager(*args, **kwargs, source_address=(self.address, 0))
+
+
+def run(address, task):
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Connection"] = "close"  # each request of long polling is a new TCP connection
+    headers, websocket_options = {}, {}
+    if task["by"] == "header":
+        headers["X-Forwarded-For"] = address
+        session.headers.update(headers)  # those given to connect() are not sent with later polling requests
+    else:
+        session.mount("http://", From(address))
+        if "websocket" in task["transports"]:
+            # websocket-client cannot be told where to connect from
+            websocket_options["socket"] = socket.create_connection(
+                ("127.0.0.1", task["port"]), TIMEOUT, source_address=(address, 0)
+            )
+    client = socketio.Client(
+        http_session=session,
+        websocket_extra_options=websocket_options,
+        request_timeout=TIMEOUT,
+        handle_sigint=False,
+    )
+    connects, lost = [], threading.Event()
+    client.on("connect", lambda: connects.append(client.sid))
+    client.on("disconnect", lambda reason: lost.set())
+    result = {"address": address, "answers": []}
+    try:
+        client.connect(
+            f"http://127.0.0.1:{task['port']}", headers=headers, transports=task["transports"], wait_timeout=TIMEOUT
+        )
+        result["answers"].append(client.call("who", timeout=TIMEOUT))
+        lost.wait(task["stay"])
+        result["answers"].append(client.call("who", timeout=TIMEOUT))
+        result["transport"] = client.transport()
+    except Exception as error:
+        result["error"] = repr(error)
+    result["still_connected"] = client.connected and not lost.is_set()
+    result["reconnects"] = max(len(connects) - 1, 0)
+    client.shutdown()
+    return result
+
+
+task = json.load(sys.stdin)
+with ThreadPoolExecutor(len(task["addresses"])) as pool:
+    json.dump(list(pool.map(lambda address: run(address, task), task["addresses"])), sys.stdout)

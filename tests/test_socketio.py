@@ -1,0 +1,214 @@
+"""Socket.IO end to end: real clients, real servers, several workers."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import STICKY, TESTS, Response, Server, addresses, request
+
+CLIENTS = TESTS / "clients"
+PYTHON = [sys.executable, str(CLIENTS / "client.py")]
+JAVASCRIPT = ["node", str(CLIENTS / "client.mjs")]
+APPS = {"python-socketio": "sio_app:app", "flask-socketio": "flask_sio_app:app"}
+WORKERS = 4
+#: How a client begins, and how it goes on.
+MODES = {"polling": ["polling"], "upgrade": ["polling", "websocket"], "websocket": ["websocket"]}
+#: Seconds that a client has to stay connected.
+STAY = 2.0
+
+#: No two clients have the same, so that a server can count the connections of each.
+_addresses = iter(addresses(10_000))
+
+
+def fresh_addresses(number: int) -> list[str]:
+    return list(islice(_addresses, number))
+
+
+@pytest.fixture(scope="module", params=["ip", "header"])
+def by(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=APPS)
+def server(request: pytest.FixtureRequest, by: str) -> Iterator[Server]:
+    options = ["--sticky-proxy"] if by == "header" else []
+    with Server(*STICKY, *options, "-w", str(WORKERS), APPS[request.param]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> None:
+    """Install what the JavaScript client needs, once for all test processes and until the lock file changes."""
+    wanted = (CLIENTS / "package-lock.json").read_text()
+    installed = CLIENTS / "node_modules" / "installed.json"
+    folder = os.open(CLIENTS, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not installed.exists() or installed.read_text() != wanted:
+            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=CLIENTS, check=True)
+            installed.write_text(wanted)
+    finally:
+        os.close(folder)
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> list[str]:
+    """The command of a client: what it is parametrised with, "python" or "javascript"."""
+    if request.param == "python":
+        return PYTHON
+    request.getfixturevalue("node_modules")
+    return JAVASCRIPT
+
+
+def connect(client: list[str], server: Server, by: str, mode: str, number: int = 50) -> list[dict[str, Any]]:
+    """Let `number` clients connect at once, and return what each of them says; all have to succeed."""
+    sources = fresh_addresses(number)
+    task = {"port": server.port, "by": by, "transports": MODES[mode], "addresses": sources, "stay": STAY}
+    done = subprocess.run(client, input=json.dumps(task), stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done
+    results = json.loads(done.stdout)
+    assert [result["address"] for result in results] == sources
+    failed = [result for result in results if not succeeded(result, mode)]
+    assert not failed, f"{mode}: {len(failed)} of {number} failed, such as {failed[:3]}\n{server.log[-5000:]}"
+    return results
+
+
+def succeeded(result: dict[str, Any], mode: str) -> bool:
+    """Whether a client connected as `mode` wants, had its events answered by one worker, and stayed without a break."""
+    first, last = MODES[mode][0], MODES[mode][-1]
+    if "error" in result or not result["still_connected"] or result["reconnects"]:
+        return False
+    before, after = result["answers"]
+    return (
+        result["transport"] == after["transport"] == last
+        and before["started"] == after["started"] == first
+        and (before["pid"], before["slot"]) == (after["pid"], after["slot"])
+        and after["key"] == result["address"]
+        # polling: the handshake, a POST and a GET for the namespace, and the same for the first event
+        and after["connections"] >= {"polling": 5, "upgrade": 2, "websocket": 1}[mode]
+    )
+
+
+@pytest.mark.parametrize("client", ["python", "javascript"], indirect=True)
+def test_every_client_connects_and_stays(server: Server, by: str, client: list[str]):
+    with ThreadPoolExecutor() as pool:  # all modes at once, for the sake of time
+        for results in pool.map(lambda mode: connect(client, server, by, mode), MODES):
+            workers = {(answer["slot"], answer["pid"]) for result in results for answer in result["answers"]}
+            assert sorted(slot for slot, _ in workers) == list(range(WORKERS))
+
+
+@pytest.fixture(scope="session")
+def gevent_websocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with gevent-websocket, which python-engineio prefers although it cannot work under this worker."""
+    folder = tmp_path_factory.mktemp("gevent-websocket")
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--no-deps", "--target", str(folder), "gevent-websocket"], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+@pytest.mark.parametrize("app", APPS)
+def test_websocket_works_although_gevent_websocket_is_installed(app: str, preload: bool, gevent_websocket: Path):
+    options = ["--preload"] if preload else []
+    env = {"PYTHONPATH": os.pathsep.join([str(TESTS / "apps"), str(gevent_websocket)])}
+    with Server(*STICKY, *options, "-w", str(WORKERS), APPS[app], env=env) as server, ThreadPoolExecutor() as pool:
+        for results in pool.map(lambda mode: connect(PYTHON, server, "ip", mode, number=10), ["websocket", "upgrade"]):
+            assert all(answer["gevent_websocket"] for result in results for answer in result["answers"])
+
+
+# --- long polling, request by request ---
+
+SESSIONS = 40
+#: A session's requests: the handshake, two for the namespace, two for each event.
+EVENTS = 11
+REQUESTS = 1 + 2 + 2 * EVENTS
+
+
+class Refused(Exception):
+    """A request was not answered with 200."""
+
+
+class Poller:
+    """A client that polls over a new TCP connection for each request, until one is refused."""
+
+    def __init__(self, port: int, by: str, address: str) -> None:
+        self.port = port
+        self.source = address if by == "ip" else None
+        self.headers = {"Connection": "close"} | ({"X-Forwarded-For": address} if by == "header" else {})
+        self.path = "/socket.io/?EIO=4&transport=polling"
+        self.responses: list[Response] = []
+        self.acks: list[Any] = []
+
+    def send(self, method: str, body: str | None = None) -> str:
+        response = request(self.port, self.path, method, self.headers, source=self.source, body=body)
+        self.responses.append(response)
+        if response.status != 200:
+            raise Refused
+        return response.body.decode()
+
+    def receive(self) -> str:
+        """Poll for one packet that is not a heartbeat."""
+        packets: list[str] = []
+        while not packets:
+            packets = [packet for packet in self.send("GET").split("\x1e") if packet != "2"]
+        assert len(packets) == 1, packets
+        return packets[0]
+
+    def run(self) -> Poller:
+        try:
+            handshake = self.send("GET")
+            self.path += "&sid=" + json.loads(handshake[1:])["sid"]
+            self.send("POST", "40")
+            assert self.receive().startswith("40{")
+            for number in range(EVENTS):
+                self.send("POST", f'42{number}["who"]')
+                answer = self.receive()
+                assert answer.startswith(f"43{number}["), answer
+                self.acks.append(json.loads(answer[len(f"43{number}") :])[0])
+        except Refused:
+            pass  # the last response tells
+        return self
+
+    @property
+    def refused(self) -> bool:
+        return self.responses[-1].status != 200
+
+
+def poll(port: int, by: str) -> list[Poller]:
+    """Let `SESSIONS` clients poll, ten at a time."""
+    pollers = [Poller(port, by, address) for address in fresh_addresses(SESSIONS)]
+    with ThreadPoolExecutor(10) as pool:
+        return list(pool.map(Poller.run, pollers))
+
+
+def test_no_polling_request_is_refused(server: Server, by: str):
+    pollers = poll(server.port, by)
+    assert [poller.responses[-1] for poller in pollers if poller.refused] == []
+    assert sum(len(poller.responses) for poller in pollers) >= SESSIONS * REQUESTS == 1000
+    for poller in pollers:
+        assert len({ack["pid"] for ack in poller.acks}) == 1
+        assert poller.acks[-1]["connections"] >= REQUESTS - 1  # all but the last GET, which brings this figure
+    assert {ack["slot"] for poller in pollers for ack in poller.acks} == set(range(WORKERS))
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_without_stickiness_polling_requests_are_refused(app: str):
+    """The control: this is what the tests above would see if requests reached any worker."""
+    # A single worker that is ready before the others would serve every request.
+    config = "def post_worker_init(worker): worker.log.info('Ready')"
+    with Server("-k", "gevent", "-w", str(WORKERS), APPS[app], config=config) as server:
+        server.wait_for_log("Ready", count=WORKERS)
+        pollers = poll(server.port, "ip")
+    refused = [poller for poller in pollers if poller.refused]
+    assert {poller.responses[-1].status for poller in refused} == {400}
+    assert len(refused) >= SESSIONS / 2
