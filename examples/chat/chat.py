@@ -1,0 +1,77 @@
+"""A chat over Socket.IO that runs on several workers.
+
+With a Redis server: ``REDIS_URL=redis://localhost:6379 gunicorn chat:app``. Without one, and with company: demo.py.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import socketio
+
+STATIC = Path(__file__).parent / "static"
+WORKER = {"slot": int(os.environ.get("GUNICORN_STICKY_SLOT", 0)), "pid": os.getpid()}
+
+# Each worker knows its own clients only. The client manager is what takes a broadcast to the clients of the others.
+manager = socketio.RedisManager(os.environ.get("REDIS_URL", "redis://localhost:6379"))
+sio = socketio.Server(async_mode="gevent", client_manager=manager)
+
+#: This worker's clients, by session id.
+members = {}
+
+
+@sio.event
+def connect(sid, environ, auth):
+    auth = auth if isinstance(auth, dict) else {}
+    members[sid] = {
+        "id": sid,
+        "name": str(auth.get("name") or "Guest")[:24],
+        "bot": bool(auth.get("bot")),
+        "key": environ.get("gunicorn_sticky.key"),
+    }
+    sio.emit("welcome", WORKER | members[sid], to=sid)
+    announce()
+
+
+@sio.event
+def disconnect(sid, reason):
+    members.pop(sid, None)
+    announce()
+
+
+@sio.event
+def say(sid, text):
+    if sid in members:
+        sio.emit("said", WORKER | members[sid] | {"text": str(text)[:500], "time": time.time()})
+
+
+def announce():
+    """Tell everybody who is here."""
+    here = [
+        member | {"transport": sio.transport(sid)}
+        for sid, member in members.items()
+        if sio.manager.is_connected(sid, "/")
+    ]
+    sio.emit("roster", WORKER | {"members": here})
+
+
+def announce_forever():
+    # Repeated, so that whoever comes later learns of all workers, and a worker that falls silent is known to be gone.
+    while True:
+        announce()
+        sio.sleep(1)
+
+
+def where(environ, start_response):
+    """Tell which worker answers. Each request has a connection of its own, so that each is dispatched anew."""
+    found = environ["PATH_INFO"] == "/where"
+    start_response(
+        "200 OK" if found else "404 Not Found", [("Content-Type", "application/json"), ("Connection", "close")]
+    )
+    return [json.dumps(WORKER if found else None).encode()]
+
+
+pages = {"/": "index.html", "/chat.css": "chat.css", "/chat.js": "chat.js", "/socket.io.min.js": "socket.io.min.js"}
+app = socketio.WSGIApp(sio, where, static_files={path: str(STATIC / name) for path, name in pages.items()})
+sio.start_background_task(announce_forever)

@@ -1,0 +1,127 @@
+"""Starts the chat with all that it needs on one machine: ``python demo.py [gunicorn's options]``.
+
+PORT chooses the port. Without REDIS_URL, a stand-in for Redis runs in this process. One bot per worker, each with an
+address of its own, makes up for the visitors that a single machine does not have.
+"""
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fakeredis
+import requests
+import socketio
+from requests.adapters import HTTPAdapter
+
+HERE = Path(__file__).parent
+LINES = (
+    "I come from {key}, and all my requests reach slot {slot}.",
+    "I only use long polling. Each request is a new connection, and all of them find process {pid}.",
+    "If you stop me with “kill -9 {pid}”, I come back on slot {slot}, in a new process.",
+)
+
+
+class SourceAddress(HTTPAdapter):
+    """Connects from an address of our choice; on Linux all of 127.0.0.0/8 belongs to this machine."""
+
+    def __init__(self, address):
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *args, **kwargs):
+        super().init_poolmanager(*args, source_address=(self._address, 0), **kwargs)
+
+
+class Bot:
+    """A participant that says a line from time to time and answers people."""
+
+    def __init__(self, url, session, number):
+        self._number = number
+        self._me = {}
+        self._lines = itertools.cycle(LINES[number % len(LINES) :] + LINES[: number % len(LINES)])
+        self._client = socketio.Client(http_session=session, reconnection_delay_max=1, handle_sigint=False)
+        self._client.on("welcome", self._me.update)
+        self._client.on("said", self._answer)
+        # With retry, an attempt that fails is repeated in the background.
+        auth = {"name": f"Bot {number}", "bot": True}
+        self._client.connect(url, auth=auth, transports=["polling"], retry=True)
+
+    def _answer(self, message):
+        if not message["bot"]:
+            time.sleep(0.5 + 0.4 * self._number)
+            self._say("Heard you on slot {slot}, in process {pid}.")
+
+    def talk(self):
+        self._say(next(self._lines))
+
+    def _say(self, line):
+        if self._client.connected and self._me:
+            self._client.emit("say", line.format(**self._me))
+
+
+def run_bots(url):
+    bots = {}
+    for n in range(1, 41):  # 40 addresses find every worker
+        session = requests.Session()
+        session.trust_env = False  # no proxy from the environment
+        session.headers["Connection"] = "close"  # each request is a new connection
+        session.mount("http://", SourceAddress(f"127.0.{n}.1"))
+        try:
+            slot = session.get(f"{url}/where").json()["slot"]
+        except requests.ConnectionError:
+            return  # stopped already
+        if slot not in bots:
+            bots[slot] = session
+    bots = [Bot(url, session, slot) for slot, session in sorted(bots.items())]
+    print(f"\n  The chat is at {url} (stop it with Ctrl-C)\n", flush=True)
+    while True:
+        for bot in bots:
+            bot.talk()
+            time.sleep(5)
+
+
+def start_redis():
+    server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"redis://127.0.0.1:{server.server_address[1]}"
+
+
+def main():
+    # The address gunicorn.conf.py has, opened here: a port in use is told at once, and gunicorn inherits the socket.
+    port = int(os.environ.get("PORT") or 8000)
+    try:
+        listener = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        sys.exit(f"Cannot listen on port {port} ({os.strerror(error.errno)}). Choose another one: PORT={port + 1}")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    environment = os.environ | {"REDIS_URL": os.environ.get("REDIS_URL") or start_redis()}
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end in the same way as with Ctrl-C
+    server = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", *sys.argv[1:], "chat:app"],
+        cwd=HERE,
+        env=environment,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,  # Ctrl-C is for this process only: gunicorn's workers would get it twice
+    )
+    try:
+        threading.Thread(target=run_bots, args=[url], daemon=True).start()
+        while server.poll() is None:  # not wait(), which a signal that another thread gets would not interrupt
+            time.sleep(0.2)
+        return server.returncode
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

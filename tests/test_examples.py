@@ -1,0 +1,254 @@
+"""The examples, run as their users run them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import socketio
+from harness import PATIENCE, STICKY, TESTS, Server, addresses, wait_for
+from requests.adapters import HTTPAdapter
+
+EXAMPLES = TESTS.parent / "examples"
+BROWSER = TESTS / "browser"
+DEMO = [sys.executable, str(EXAMPLES / "chat" / "demo.py")]
+WORKERS = 4
+
+
+class From(HTTPAdapter):
+    """Connects from a given address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, source_address=(self._address, 0), **kwargs)
+
+
+@contextmanager
+def client(server: Server, source: str, transports: list[str], **events: Any) -> Iterator[socketio.Client]:
+    """Connect a Socket.IO client from the address `source`; each long-polling request is a new TCP connection."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers["Connection"] = "close"
+        session.mount("http://", From(source))
+        options = {}
+        if "websocket" in transports:  # websocket-client cannot be told where to connect from
+            options["socket"] = socket.create_connection(
+                ("127.0.0.1", server.port), PATIENCE, source_address=(source, 0)
+            )
+        sio = socketio.Client(
+            http_session=session,
+            websocket_extra_options=options,
+            request_timeout=PATIENCE,
+            reconnection=False,
+            handle_sigint=False,
+        )
+        for event, handler in events.items():
+            sio.on(event, handler)
+        sio.connect(f"http://127.0.0.1:{server.port}", transports=transports, wait_timeout=PATIENCE)
+        try:
+            yield sio
+        finally:
+            sio.disconnect()
+
+
+# --- quick start ---
+
+
+@pytest.mark.parametrize(
+    ("example", "app"),
+    [("flask_socketio", "app:app"), ("python_socketio", "app:app"), ("django_socketio", "mysite.wsgi")],
+)
+def test_quick_start(example: str, app: str) -> None:
+    with Server(*STICKY, "-w", str(WORKERS), "--chdir", str(EXAMPLES / example), app) as server:
+        slots = set()
+        for n, source in enumerate(addresses(12 * 250)[::250]):  # of 12 networks
+            transports = [["polling"], ["websocket"], ["polling", "websocket"]][n % 3]
+            with client(server, source, transports) as sio:
+                answers = {sio.call("hello", "you", timeout=PATIENCE) for _ in range(3)}
+            assert len(answers) == 1, answers
+            slots |= answers
+        assert slots <= {f"Hello you, this is slot {slot}" for slot in range(WORKERS)}
+        assert len(slots) > 1
+        if example != "python_socketio":  # which has no pages
+            assert server.get("/").body == b"Hello\n"
+        assert " 500 " not in server.log
+        assert "Traceback" not in server.log
+
+
+# --- sync ---
+
+
+def test_sync() -> None:
+    folder = EXAMPLES / "sync"
+    with Server("--config", str(folder / "gunicorn.conf.py"), "--chdir", str(folder), "app:app") as server:
+        # The application finds the state of each client, which nothing but the hook has loaded.
+        for visit in (1, 2, 3):
+            for source in addresses(8):
+                response = server.get(source=source)
+                assert response.status == 200
+                assert response.body.startswith(f"Visit {visit} of {source} on slot ".encode())
+        for source in addresses(8):
+            assert server.log.count(f"Loaded the state of {source} ") == 1
+
+
+# --- chat ---
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[Server]:
+    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server:
+        server.wait_for_log("The chat is at")
+        yield server
+
+
+def slot_of(server: Server, source: str) -> int:
+    return int(json.loads(server.get("/where", source=source).body)["slot"])
+
+
+class Guest:
+    """Someone in the chat."""
+
+    def __init__(self, stack: ExitStack, server: Server, source: str, transports: list[str]) -> None:
+        self.rosters: dict[int, Any] = {}
+        self.heard: list[str] = []
+        self.slot: int | None = None
+        self.client = stack.enter_context(
+            client(server, source, transports, welcome=self._welcome, roster=self._roster, said=self._said)
+        )
+
+    def _welcome(self, welcome: dict[str, Any]) -> None:
+        self.slot = welcome["slot"]
+
+    def _roster(self, roster: dict[str, Any]) -> None:
+        self.rosters[roster["slot"]] = roster
+
+    def _said(self, message: dict[str, Any]) -> None:
+        self.heard.append(message["text"])
+
+    def wait_for_all_workers(self) -> None:
+        """Wait until this guest hears every worker, which shows that its own worker listens to the others."""
+        wait_for(lambda: len(self.rosters) == WORKERS, "the rosters of all workers")
+
+
+def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
+    by_slot: dict[int, list[str]] = {}
+    for source in addresses(200):
+        found = by_slot.setdefault(slot_of(chat, source), [])
+        if len(found) < 3:
+            found.append(source)
+        if len(by_slot) == WORKERS and all(len(sources) == 3 for sources in by_slot.values()):
+            break
+    assert sorted(by_slot) == list(range(WORKERS))
+    with ExitStack() as stack:
+        guests = []
+        for slot, sources in by_slot.items():
+            for source, transports in zip(sources, (["polling"], ["websocket"], ["polling", "websocket"]), strict=True):
+                guests.append(guest := Guest(stack, chat, source, transports))
+                wait_for(lambda guest=guest: guest.slot is not None, "the welcome")
+                assert guest.slot == slot
+        for guest in guests:
+            guest.wait_for_all_workers()
+        texts = [f"text {n}" for n in range(len(guests))]
+        for guest, text in zip(guests, texts, strict=True):
+            guest.client.emit("say", text)
+        for guest in guests:
+            wait_for(lambda guest=guest: set(texts) <= set(guest.heard), f"all texts at slot {guest.slot}")
+            assert sum(text in texts for text in guest.heard) == len(texts)
+            # The bots of all workers answer.
+            wait_for(
+                lambda guest=guest: all(
+                    any(text.startswith(f"Heard you on slot {slot}, ") for text in guest.heard)
+                    for slot in range(WORKERS)
+                ),
+                "an answer of each bot",
+            )
+        everybody = [member for roster in guests[0].rosters.values() for member in roster["members"]]
+        assert {member["transport"] for member in everybody} == {"polling", "websocket"}
+
+
+@pytest.fixture(scope="module")
+def playwright() -> None:
+    """Install what drives the browser, once for all test processes and until the lock file changes."""
+    wanted = (BROWSER / "package-lock.json").read_text()
+    installed = BROWSER / "node_modules" / "installed.json"
+    folder = os.open(BROWSER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not installed.exists() or installed.read_text() != wanted:
+            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=BROWSER, check=True)
+            installed.write_text(wanted)
+    finally:
+        os.close(folder)
+
+
+@pytest.mark.usefixtures("playwright")
+def test_chat_in_a_browser(chat: Server) -> None:
+    mine = slot_of(chat, "127.0.0.1")
+    source, other = next((source, slot) for source in addresses(200) if (slot := slot_of(chat, source)) != mine)
+    with ExitStack() as stack:
+        guest = Guest(stack, chat, source, ["polling"])
+        guest.wait_for_all_workers()
+        browser = subprocess.Popen(
+            [
+                "node",
+                str(BROWSER / "chat.mjs"),
+                f"http://127.0.0.1:{chat.port}",
+                "Hello from a browser",
+                "Hello browser",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with browser:
+            try:
+                wait_for(lambda: "Hello from a browser" in guest.heard or browser.poll() is not None, "the browser")
+                guest.client.emit("say", "Hello browser")
+                output, _ = browser.communicate(timeout=PATIENCE)
+            finally:
+                browser.terminate()  # playwright closes the browser
+        assert browser.returncode == 0
+    shown = json.loads(output)
+    assert shown.pop("process").startswith("process ")
+    assert shown == {
+        "slot": f"slot {mine}",
+        "badge": f"slot {mine}",
+        "replyBadge": f"slot {other}",
+        "workers": [f"slot {slot}" for slot in range(WORKERS)],
+        "here": [f"slot {mine}"],
+        "answers": f"24 requests, answered by 1 worker: slot {mine}",
+        "errors": [],
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_stops_cleanly(number: signal.Signals) -> None:
+    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server:
+        server.wait_for_log("The chat is at")
+        gunicorn = int(server.wait_for_log(r"Listening at: .* \((\d+)\)").group(1))
+        assert server.stop(number) == 0
+        assert not Path(f"/proc/{gunicorn}").exists()
+        assert "Traceback" not in server.log
+
+
+def test_demo_says_that_the_port_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Server(command=DEMO, bind=None, env={"PORT": str(port)}) as server:
+            assert server.process.wait(PATIENCE) == 1
+            assert server.log == (
+                f"Cannot listen on port {port} (Address already in use). Choose another one: PORT={port + 1}\n"
+            )
