@@ -39,7 +39,8 @@ class _PostImport:
 def _then_call_back(exec_module: "Callable[[ModuleType], None]") -> "Callable[[ModuleType], None]":
     def wrapper(module: "ModuleType") -> None:
         exec_module(module)
-        _callbacks.pop(module.__name__)(module)
+        if callback := _callbacks.pop(module.__name__, None):  # a zip file's loader is shared by all its modules
+            callback(module)
 
     return wrapper
 

@@ -57,11 +57,23 @@ def new_arbiter(app: Any, stock: Any) -> Any:
             )
         return arbiter
     if sys.platform != "linux":
-        app.cfg.set("workers", 1)
-        arbiter = stock(app)
+        arbiter = _one_worker(stock)(app)
         arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
         return arbiter
     return StickyArbiter(app)
+
+
+def _one_worker(stock: Any) -> Any:
+    """Return an arbiter class that never has more than one worker."""
+
+    class OneWorkerArbiter(stock):  # type: ignore[misc]
+        num_workers = property(lambda self: 1, lambda self, value: None)
+
+        def setup(self, app: Any) -> None:
+            app.cfg.set("workers", 1)
+            super().setup(app)
+
+    return OneWorkerArbiter
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if settings.affinity(self.cfg).header is None and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
         ):
+            if self.pidfile is not None:
+                self.pidfile.unlink()
             raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
 
     # --- workers in slots ---

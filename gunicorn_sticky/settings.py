@@ -257,9 +257,14 @@ def affinity(cfg: Any) -> Affinity:
 
 
 def given(cfg: Any) -> list[str]:
-    """Return the names of our settings that differ from their defaults in `cfg`."""
+    """Return the names of our settings that `cfg` gives, as far as they can be told from the defaults."""
     ours = [cfg.settings[name] for name in NAMES if name in cfg.settings]
-    return [setting.name for setting in ours if setting.get() != type(setting)().get()]
+
+    def is_given(setting: Any) -> bool:
+        value, default = setting.get(), type(setting)().get()
+        return bool(value != default or isinstance(default, Omitted) != isinstance(value, Omitted))
+
+    return [setting.name for setting in ours if is_given(setting)]
 
 
 def check(cfg: Any) -> None:

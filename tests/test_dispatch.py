@@ -247,7 +247,7 @@ def test_no_header_in_64_kib_is_431():
 
 
 def test_clients_that_leave_early_cost_nothing(by_header: Server):
-    dispatcher = by_header.booted("dispatcher")[-1]
+    dispatcher = int(by_header.wait_for_log(r"Booting dispatcher with pid: (\d+)").group(1))
 
     def descriptors() -> int:
         return len(list(Path(f"/proc/{dispatcher}/fd").iterdir()))

@@ -1,0 +1,73 @@
+# What developers do. Every target installs what it needs: Python packages in .venv, programs with apt-get.
+
+PYTHON ?= python3
+# The suite runs on those of them that are present, and on the first with the oldest Gunicorn that is supported.
+PYTHONS ?= 3.10 3.11 3.12 3.13
+OLDEST := gunicorn==25.1.0
+# The tests mostly wait: more of them than there are processors can run at once.
+JOBS ?= 4
+
+BIN := .venv/bin
+READY := .venv/ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: test lint check demo bench build matrix clean programs
+
+test: programs $(READY)
+	$(BIN)/pytest -n $(JOBS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+
+check: lint
+	@$(MAKE) --no-print-directory test
+
+demo: $(READY)
+	$(BIN)/python examples/chat/demo.py
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+build: $(READY)
+	@rm -rf dist
+	$(BIN)/python -m build --quiet
+
+matrix: programs
+	@set -e; gunicorn=$(OLDEST); \
+	for version in $(PYTHONS); do \
+		for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python$$version none; do \
+			! $$python -c 'import ensurepip' 2>/dev/null || break; \
+		done; \
+		if [ $$python = none ]; then echo "Python $$version: not present"; continue; fi; \
+		venv=.ci/venv-$$version; \
+		$$python -m venv $$venv; \
+		$$venv/bin/pip install --quiet --upgrade -e '.[test]' $$gunicorn; \
+		echo "Python $$version, $$gunicorn"; \
+		$$venv/bin/pytest -q -n $(JOBS); \
+		gunicorn=gunicorn; \
+	done
+
+clean:
+	rm -rf .venv .ci/venv* build dist .mypy_cache .pytest_cache .ruff_cache
+	find . \( -name node_modules -o -name __pycache__ \) -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml | programs
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet -e '.[dev,test]'
+	@touch $@
+
+# Programs that the tests start, and the Debian packages that have them; nothing happens if all of them are present.
+programs:
+	@missing=; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	for program in chromium npm openssl; do \
+		command -v $$program >/dev/null || missing="$$missing $$program"; \
+	done; \
+	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \
+	if [ -n "$$missing" ]; then \
+		sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$sudo apt-get update -qq; \
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
+	fi

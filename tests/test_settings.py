@@ -1,0 +1,392 @@
+"""The settings: their defaults, what they accept, and what is refused before anything is bound."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from harness import APPS, BIN, PATIENCE, STICKY, Response, Server, clean_env, wait_for
+
+FORWARDED = {"X-Forwarded-For": "203.0.113.7"}
+#: Takes a listening socket, as systemd would hand one over: its address, then gunicorn's arguments.
+INHERIT = """
+import os, socket, sys
+path = sys.argv.pop(1)
+listener = socket.socket(socket.AF_UNIX) if path else socket.socket()
+listener.bind(path or ("127.0.0.1", 0))
+listener.listen()
+listener.set_inheritable(True)
+os.execv(sys.argv[1], [*sys.argv[1:], "--bind", f"fd://{listener.fileno()}"])
+"""
+
+
+def print_config(*args: str, config: str = "", folder: Path) -> dict[str, str]:
+    """Return what `gunicorn --print-config` says about our settings."""
+    (folder / "gunicorn.conf.py").write_text(config)
+    command = [str(BIN / "gunicorn"), "--print-config", *args, "whoami:app"]
+    env = clean_env({"PYTHONPATH": str(APPS)})
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs if name.startswith("sticky_")}
+
+
+def refuses(*args: str, **kwargs: Any) -> str:
+    """Start a server that must not start, and return what it has printed."""
+    with Server(*STICKY, "-w", "1", *args, "whoami:app", **kwargs) as server:
+        assert server.process.wait(PATIENCE) == 1, server.log
+        log = server.log
+    assert "Listening at" not in log
+    assert "Booting" not in log
+    return log
+
+
+def refuses_in_one_line(*args: str, **kwargs: Any) -> str:
+    line = refuses(*args, **kwargs).strip()
+    assert line.startswith("Error: ")
+    assert "\n" not in line
+    return line
+
+
+def who_at(address: str | tuple[str, int], tls: bool = False, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """Ask tests/apps/whoami.py over a Unix socket or over TLS."""
+    client = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    client.settimeout(PATIENCE)
+    client.connect(address)
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        client = context.wrap_socket(client)
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = client
+    try:
+        connection.request("GET", "/", headers=headers or {})
+        return dict(json.loads(Response(connection.getresponse()).body))
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return gunicorn's options for a self-signed certificate."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-subj", "/CN=localhost", "-days", "2", "-out", cert, "-keyout", key]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    return ["--certfile", cert, "--keyfile", key]
+
+
+# --- each setting alone ---
+
+
+def test_defaults(tmp_path):
+    shown = print_config(folder=tmp_path)
+    assert "sticky_connection" in shown.pop("sticky_connection")
+    assert shown == {
+        "sticky_by": "ip",
+        "sticky_header": "x-forwarded-for",
+        "sticky_header_timeout": "10",
+        "sticky_ignore_missing_header": "False",
+        "sticky_ipv6_prefix": "64",
+        "sticky_proxy": "None",
+        "sticky_sync": "False",
+        "sticky_sync_event": "sticky-sessions:sync",
+        "sticky_sync_timeout": "30",
+    }
+
+
+def test_good_values_on_the_command_line(tmp_path):
+    switches = ["--sticky-proxy", "--sticky-ignore-missing-header", "--sticky-sync"]
+    names = ["--sticky-by=header", "--sticky-header=CF-Connecting-IP", "--sticky-sync-event=ready: go"]
+    numbers = ["--sticky-header-timeout=1", "--sticky-sync-timeout=3600", "--sticky-ipv6-prefix=128"]
+    shown = print_config(*switches, *names, *numbers, folder=tmp_path)
+    del shown["sticky_connection"]
+    assert shown == {
+        "sticky_by": "header",
+        "sticky_header": "cf-connecting-ip",
+        "sticky_header_timeout": "1",
+        "sticky_ignore_missing_header": "True",
+        "sticky_ipv6_prefix": "128",
+        "sticky_proxy": "True",
+        "sticky_sync": "True",
+        "sticky_sync_event": "ready: go",
+        "sticky_sync_timeout": "3600",
+    }
+
+
+def test_good_values_in_the_config_file(tmp_path):
+    config = """
+sticky_by = "ip"
+sticky_header = "Forwarded"
+sticky_header_timeout = 2
+sticky_ignore_missing_header = True
+sticky_ipv6_prefix = 1
+sticky_proxy = False
+sticky_sync = "true"
+sticky_sync_event = "x"
+sticky_sync_timeout = "4"
+def sticky_connection(worker, connection):
+    pass
+"""
+    assert print_config(config=config, folder=tmp_path) == {
+        "sticky_by": "ip",
+        "sticky_connection": "<sticky_connection()>",
+        "sticky_header": "forwarded",
+        "sticky_header_timeout": "2",
+        "sticky_ignore_missing_header": "True",
+        "sticky_ipv6_prefix": "1",
+        "sticky_proxy": "False",
+        "sticky_sync": "True",
+        "sticky_sync_event": "x",
+        "sticky_sync_timeout": "4",
+    }
+
+
+BAD = [
+    ("sticky_by", "cookie"),
+    ("sticky_by", ""),
+    ("sticky_header", ""),
+    ("sticky_header", "two words"),
+    ("sticky_header", "x-client:"),
+    ("sticky_header", "größe"),
+    ("sticky_header_timeout", "0"),
+    ("sticky_header_timeout", "-1"),
+    ("sticky_header_timeout", "soon"),
+    ("sticky_ipv6_prefix", "0"),
+    ("sticky_ipv6_prefix", "129"),
+    ("sticky_ipv6_prefix", "half"),
+    ("sticky_sync_event", ""),
+    ("sticky_sync_timeout", "0"),
+    ("sticky_sync_timeout", "-1"),
+    ("sticky_sync_timeout", "1.5"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_value_on_the_command_line(name, value):
+    refuses_in_one_line(f"--{name.replace('_', '-')}={value}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *BAD,
+        ("sticky_by", 1),
+        ("sticky_by", None),
+        ("sticky_header", None),
+        ("sticky_header", b"x-client"),
+        ("sticky_header_timeout", None),
+        ("sticky_header_timeout", 0.5),
+        ("sticky_ipv6_prefix", 0),
+        ("sticky_ipv6_prefix", None),
+        ("sticky_proxy", "perhaps"),
+        ("sticky_ignore_missing_header", "perhaps"),
+        ("sticky_sync", 1),
+        ("sticky_sync_event", None),
+        ("sticky_sync_timeout", 0),
+        ("sticky_connection", "missing.module"),
+        ("sticky_connection", None),
+    ],
+)
+def test_bad_value_in_the_config_file(name, value):
+    log = refuses(config=f"{name} = {value!r}\n")
+    assert f"Invalid value for {name}: {value}" in log
+    assert "\nError: " in log
+    assert "Traceback" not in log
+
+
+def test_hook_that_takes_the_wrong_arguments():
+    log = refuses(config="def sticky_connection(connection):\n    pass\n")
+    assert "Invalid value for sticky_connection" in log
+
+
+def test_bad_value_in_the_environment():
+    refuses_in_one_line(env={"GUNICORN_CMD_ARGS": "--sticky-by cookie"})
+
+
+def test_the_hook_of_the_config_file_is_called():
+    config = "def sticky_connection(worker, connection):\n    worker.log.info('hook of %s', connection.key)\n"
+    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
+        server.who(source="127.0.0.9")
+        server.wait_for_log("hook of 127.0.0.9")
+
+
+# --- settings together ---
+
+
+@pytest.mark.parametrize(
+    ("args", "config"),
+    [
+        (["--sticky-proxy", "--sticky-by=ip"], ""),
+        ([], "sticky_proxy = True\nsticky_by = 'ip'\n"),
+        ([], "sticky_proxy = False\nsticky_by = 'header'\n"),
+        (["--sticky-by=ip"], "sticky_proxy = True\n"),
+    ],
+)
+def test_contradiction_of_by_and_proxy(args, config):
+    line = refuses_in_one_line(*args, config=config)
+    assert "sticky_proxy" in line
+    assert "sticky_by" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "config", "by_header"),
+    [
+        (["--sticky-proxy"], "", True),
+        (["--sticky-proxy", "--sticky-by=header"], "", True),
+        ([], "sticky_by = 'header'\n", True),
+        ([], "sticky_proxy = False\n", False),
+        ([], "sticky_proxy = False\nsticky_by = 'ip'\n", False),
+        ([], "sticky_header = 'x-forwarded-for'\n", False),
+    ],
+)
+def test_by_and_proxy(args, config, by_header):
+    with Server(*STICKY, "-w", "1", *args, "whoami:app", config=config) as server:
+        key = server.who(headers=FORWARDED, source="127.0.0.9")["key"]
+        assert key == (FORWARDED["X-Forwarded-For"] if by_header else "127.0.0.9")
+
+
+def test_unix_socket_has_no_address(tmp_path):
+    path = tmp_path / "socket"
+    assert "sticky_by = 'header'" in refuses_in_one_line(bind=f"unix:{path}")
+    assert not path.exists()
+    assert "sticky_by = 'header'" in refuses_in_one_line("--bind", f"unix:{path}")  # beside one of TCP
+    assert not path.exists()
+
+
+def test_unix_socket_by_header(tmp_path):
+    path = f"{tmp_path}/socket"
+    with Server(*STICKY, "-w", "1", "--sticky-proxy", "whoami:app", bind=f"unix:{path}") as server:
+        server.wait_for_log("Listening at")
+        assert who_at(path, headers=FORWARDED)["key"] == FORWARDED["X-Forwarded-For"]
+
+
+def inherited(path: str) -> dict[str, Any]:
+    return {"command": [sys.executable, "-c", INHERIT, path, str(BIN / "gunicorn")], "bind": None}
+
+
+def test_inherited_unix_socket_has_no_address(tmp_path):
+    with Server(*STICKY, "--pid", f"{tmp_path}/pid", "whoami:app", **inherited(f"{tmp_path}/socket")) as server:
+        assert server.process.wait(PATIENCE) == 1, server.log
+        assert "\nError: a Unix socket has no client address" in server.log
+        assert "Traceback" not in server.log
+        assert "Booting" not in server.log
+        assert not (tmp_path / "pid").exists()
+
+
+def test_inherited_unix_socket_by_header(tmp_path):
+    path = f"{tmp_path}/socket"
+    with Server(*STICKY, "-w", "1", "--sticky-proxy", "whoami:app", **inherited(path)) as server:
+        server.wait_for_log("Listening at")
+        assert who_at(path, headers=FORWARDED)["key"] == FORWARDED["X-Forwarded-For"]
+
+
+def test_inherited_tcp_socket():
+    with Server(*STICKY, "-w", "1", "whoami:app", **inherited("")) as server:
+        assert server.who(source="127.0.0.9")["key"] == "127.0.0.9"
+
+
+def test_tls_hides_the_header(certificate):
+    assert "TLS" in refuses_in_one_line("--sticky-proxy", *certificate)
+
+
+def test_tls_by_ip(certificate):
+    with Server(*STICKY, "-w", "1", *certificate, "whoami:app") as server:
+        who = who_at(("127.0.0.1", server.port), tls=True)
+        assert (who["key"], who["wsgi.url_scheme"]) == ("127.0.0.1", "https")
+
+
+# Older versions of Gunicorn do not know HTTP/2 without TLS.
+CLEARTEXT = [("http2_cleartext = True", "http2_cleartext")] if "http2_cleartext" in Config().settings else []
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [("reuse_port = True", "reuse_port"), ("proxy_protocol = True", "proxy_protocol"), *CLEARTEXT],
+)
+def test_settings_of_gunicorn_that_cannot_be_combined(config, names):
+    assert names in refuses_in_one_line(config=f"{config}\nsticky_by = 'header'\n")
+    if names != "http2_cleartext":
+        assert names in refuses_in_one_line(config=f"{config}\n")
+
+
+@pytest.mark.parametrize("args", [["--reuse-port"], ["--proxy-protocol=v1"]])
+def test_options_of_gunicorn_that_cannot_be_combined(args):
+    assert args[0].strip("-").partition("=")[0].replace("-", "_") in refuses_in_one_line(*args)
+
+
+def test_check_config():
+    with Server(*STICKY, "--sticky-proxy", "--check-config", "whoami:app") as server:
+        assert server.process.wait(PATIENCE) == 0
+        assert server.log == ""
+    refuses_in_one_line("--check-config", "--sticky-by=cookie")
+
+
+# --- after a reload ---
+
+
+def test_reload_to_another_worker_class_stays_sticky():
+    config = "worker_class = '{}'\nworkers = 1\n"
+    with Server("whoami:app", config=config.format(STICKY[1])) as server:
+        before = server.who(source="127.0.0.9")
+        server.config.write_text(config.format("sync"))
+        server.send_signal(signal.SIGHUP)
+        line = server.wait_for_log(r".*\[ERROR\].*").group()
+        assert "GeventStickyWorker" in line
+        assert "sync" in line
+        wait_for(lambda: server.who()["pid"] != before["pid"], "the new worker")
+        after = server.who(source="127.0.0.9")
+        assert (after["slot"], after["key"]) == (0, "127.0.0.9")
+        assert server.stop() == 0
+
+
+def test_reload_to_a_contradiction_stops_in_order():
+    config = f"worker_class = '{STICKY[1]}'\nworkers = 1\nsticky_by = 'ip'\n"
+    with Server("whoami:app", config=config) as server:
+        server.who()
+        server.config.write_text(config + "sticky_proxy = True\n")
+        server.send_signal(signal.SIGHUP)
+        assert server.process.wait(PATIENCE) == 1
+        assert "contradicts" in server.log
+        assert "Traceback" not in server.log
+        assert "Shutting down: Master" in server.log
+        (worker,) = server.booted("worker")
+        assert f"Worker exiting (pid: {worker})" in server.log
+
+
+def test_reload_cannot_make_a_server_sticky():
+    config = "worker_class = '{}'\nworkers = 1\n"
+    with Server("whoami:app", config=config.format("gevent")) as server:
+        server.who()
+        server.config.write_text(config.format(STICKY[1]))
+        server.send_signal(signal.SIGHUP)
+        assert server.process.wait(PATIENCE) == 1
+        assert "restart" in server.log
+        assert "Traceback" not in server.log
+
+
+# --- elsewhere ---
+
+
+def test_one_worker_where_descriptors_cannot_be_passed():
+    config = "import sys\nsys.platform = 'darwin'\nworkers = 3\n"
+    with Server(*STICKY, "--sticky-proxy", "whoami:app", config=config) as server:
+        assert server.get().status == 200
+        assert "darwin" in server.wait_for_log(r".*\[WARNING\] Sticky sessions need Linux.*").group()
+        assert len(server.children()) == 1
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Booting worker", 2)
+        wait_for(lambda: server.alive("worker") == server.booted("worker")[1:], "the old worker's end")
+        assert server.get().status == 200
+        assert len(server.children()) == 1
+        assert server.stop() == 0
