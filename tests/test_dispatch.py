@@ -247,7 +247,8 @@ def test_no_header_in_64_kib_is_431():
 
 
 def test_clients_that_leave_early_cost_nothing(by_header: Server):
-    dispatcher = int(by_header.wait_for_log(r"Booting dispatcher with pid: (\d+)").group(1))
+    by_header.who(headers={"X-Forwarded-For": "1.2.3.4"})  # by now the dispatcher has opened what it needs
+    dispatcher = by_header.booted("dispatcher")[0]
 
     def descriptors() -> int:
         return len(list(Path(f"/proc/{dispatcher}/fd").iterdir()))

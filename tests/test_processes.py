@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import signal
@@ -100,13 +101,23 @@ def test_connections_sent_to_a_dying_worker_are_served_by_its_successor():
         assert victim["pid"] not in {who["pid"] for who in answers}
 
 
-def test_a_killed_dispatcher_is_replaced():
-    with Server(*STICKY, "-w", "2", "whoami:app") as server, load(server):
+def test_what_a_killed_dispatcher_has_not_accepted_is_served_by_its_successor():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        where = slots(server)
         for round_ in range(3):
-            os.kill(server.booted("dispatcher")[-1], signal.SIGKILL)
+            dispatcher = server.booted("dispatcher")[-1]
+            os.kill(dispatcher, signal.SIGSTOP)
+            waiting = {client: open_clients(server, client, 3) for client in CLIENTS}
+            os.kill(dispatcher, signal.SIGKILL)
+            for client, connections in waiting.items():
+                for connection in connections:
+                    answer = b"".join(iter(lambda: connection.recv(65536), b""))  # noqa: B023
+                    connection.close()
+                    assert json.loads(answer.partition(b"\r\n\r\n")[2])["slot"] == where[client]
             server.wait_for_log("Booting dispatcher", count=round_ + 2)
             wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
-        assert "has died" in server.log
+        assert server.log.count("has died") == 3
+        assert len(server.booted("worker")) == 2
 
 
 def test_a_hung_dispatcher_is_replaced():

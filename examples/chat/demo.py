@@ -102,7 +102,9 @@ def main():
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     environment = os.environ | {"REDIS_URL": os.environ.get("REDIS_URL") or start_redis()}
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end in the same way as with Ctrl-C
+    # SIGTERM ends it in the same way as Ctrl-C, which a shell may have told background jobs to ignore.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     server = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", *sys.argv[1:], "chat:app"],
         cwd=HERE,
