@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -22,6 +23,8 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
 from . import settings
+from .board import SEATS, Board
+from .session import OWNERS
 from .slots import SECRET_SIZE
 from .worker import GeventStickyWorker, Seat
 
@@ -99,6 +102,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._secret = bytes.fromhex(secret) if secret else os.urandom(SECRET_SIZE)
         #: By slot. They are kept when the slot goes: what is in them is routed anew.
         self._channels: list[Any] = []
+        #: By seat, see board.py.
+        self._seat_channels: list[Any] = []
+        self._board = Board()
+        #: Workers are numbered from here, so that an upgraded master does not take the old one's numbers for its own.
+        self._first_owner = secrets.randbelow(OWNERS)
+        #: By which workers hand back connections whose next request belongs to another slot.
+        self._returns: Any = None
         self._dispatcher: _Process | None = None
         #: Dispatchers that drain.
         self._retired: list[_Process] = []
@@ -132,7 +142,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
         super().start()
-        if settings.affinity(self.cfg).header is None and any(
+        if settings.affinity(self.cfg).by == "ip" and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
         ):
             if self.pidfile is not None:
@@ -158,7 +168,20 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._open_channels(slot + 1)
         before = self._workers_of(slot)
         worker_class = self.worker_class
-        seat = Seat(slot, self._channels[slot], functools.partial(self._leave, slot))
+        number = self._free_seat(slot)
+        owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
+        seat = Seat(
+            slot=slot,
+            number=number,
+            owner=owner,
+            secret=self._secret,
+            board=self._board,
+            channel=self._channels[slot],
+            own_channel=self._seat_channels[number],
+            returns=self._returns,
+            leave=functools.partial(self._leave, slot, number),
+        )
+        self._board.take(number, owner)
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
             pid = super().spawn_worker()
@@ -177,18 +200,43 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _open_channels(self, count: int) -> None:
         from .channel import Channel
 
+        if self._returns is None:
+            self._returns = Channel()
         while len(self._channels) < count:
             self._channels.append(Channel())
+            self._seat_channels += [Channel() for _ in range(SEATS)]
+        self._board.slots = len(self._channels)
 
-    def _leave(self, slot: int) -> None:
+    def _free_seat(self, slot: int) -> int:
+        """Return a seat of `slot` that no worker has; if there is none, the oldest worker's, which ends here."""
+        self._leave_seats()
+        seats = range(slot * SEATS, (slot + 1) * SEATS)
+        owners = self._board.owners()
+        for seat in seats:
+            if not owners[seat]:
+                return seat
+        oldest = self._workers_of(slot)[0]
+        self.kill_worker(oldest.pid, signal.SIGKILL)
+        return int(oldest.seat)
+
+    def _leave_seats(self) -> None:
+        """Take the seats from workers that are gone."""
+        taken = {worker.seat for worker in self.WORKERS.values()}
+        for seat, owner in enumerate(self._board.owners()):
+            if owner and seat not in taken:
+                self._board.leave(seat)
+
+    def _leave(self, slot: int, seat: int) -> None:
         """In a new worker, close what belongs to the arbiter and to other slots."""
         for listener in self.LISTENERS:
             listener.close()
-        for number, channel in enumerate(self._channels):
-            if number == slot:
-                channel.close_sender()
-            else:
-                channel.close()
+        for channels, own in ((self._channels, slot), (self._seat_channels, seat)):
+            for number, channel in enumerate(channels):
+                if number == own:
+                    channel.close_sender()
+                else:
+                    channel.close()
+        self._returns.close_receiver()
 
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
@@ -225,6 +273,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _spawn_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int]) -> _Process:
         from . import dispatcher
+        from .route import Channels
 
         heartbeat = WorkerTmp(self.cfg)
         count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
@@ -234,8 +283,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),
-            channels=self._channels[:count],
-            retired=self._channels[count:],
+            channels=Channels(self._channels[:count], self._seat_channels),
+            board=self._board,
+            returned=[*self._channels[count:], self._returns],
             header_timeout=self.cfg.sticky_header_timeout,
             lane_timeout=self.timeout or 30,
             lane_size=self.cfg.backlog,
@@ -281,6 +331,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Reap whoever has died; a dispatcher is replaced at once, also in the middle of a reload."""
         self._reap_dispatchers()
         super().reap_workers()
+        self._leave_seats()
         if self._dispatcher is None and self._channels:
             self._manage_dispatcher()
 

@@ -24,8 +24,9 @@ from _socket import (
 )
 from typing import Any, NamedTuple
 
-#: More than any message takes: two socket addresses and a key of `key.MAX_KEY` characters.
-_MESSAGE_SIZE = 2048
+#: More than any message takes: a head of `head.MAX_HEAD` bytes and a read too many, two socket addresses, a key.
+_MESSAGE_SIZE = 128 * 1024
+_buffer = bytearray(_MESSAGE_SIZE)
 _FD = struct.Struct("i")
 _FD_SPACE = CMSG_SPACE(_FD.size)
 #: The kernel's limits on descriptors in flight and on memory: they pass (see unix(7)).
@@ -35,12 +36,18 @@ _FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 class Parcel(NamedTuple):
     """What travels beside the descriptor."""
 
+    # Whatever `marshal` takes: both ends are processes of one program.
+
     #: ``getsockname()`` of the listener that accepted the connection.
     listener: Any
     #: The peer's address, as ``accept()`` gave it.
     address: Any
     #: The affinity key that the connection was dispatched under.
     key: str
+    #: What a worker has read of it already, before it handed the connection over.
+    unread: bytes = b""
+    #: What Gunicorn has parsed from its PROXY header, if that has been read.
+    proxy: dict[str, Any] | None = None
 
 
 class Channel:
@@ -55,6 +62,10 @@ class Channel:
     def fileno(self) -> int:
         """The receiving end, to wait for."""
         return self._in.fileno()
+
+    def sender(self) -> int:
+        """The sending end, to look at."""
+        return self._out.fileno()
 
     def send(self, fd: int, parcel: Parcel) -> bool:
         """Send a descriptor, which the sender still has to close. Return False if the channel is full."""
@@ -80,14 +91,18 @@ class Channel:
         # (Not with `os`, whose close() gevent puts off until its loop runs.)
         posix.close(posix.dup(self._in.fileno()))
         try:
-            message, ancillary, _flags, _address = self._in.recvmsg(
-                _MESSAGE_SIZE, _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+            _size, ancillary, _flags, _address = self._in.recvmsg_into(
+                [_buffer], _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
         if not ancillary:  # another thread took the last descriptor, or all senders are gone
             return None
-        return _FD.unpack(ancillary[0][2])[0], Parcel(*marshal.loads(message))
+        return _FD.unpack(ancillary[0][2])[0], Parcel(*marshal.loads(_buffer))
+
+    def close_receiver(self) -> None:
+        """Close the receiving end in this process."""
+        self._in.close()
 
     def close_sender(self) -> None:
         """Close the sending end in this process."""

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from gevent.event import Event
 
 
-@dataclass(frozen=True)
 class Listener:
     """The listening socket that accepted a connection: in a worker only its name is left of it."""
 
-    address: Any
+    __slots__ = ("address",)
+
+    def __init__(self, address: Any) -> None:
+        self.address = address
 
     def getsockname(self) -> Any:
         """Return the listener's own address, as `socket.getsockname` does."""
         return self.address
 
 
-@dataclass(frozen=True, eq=False)
 class Connection:
     """One connection, before its first request.
 
@@ -30,12 +30,16 @@ class Connection:
         listener: the listening socket that accepted it
     """
 
-    address: Any
-    key: str
-    slot: int
-    listener: Listener
-    _release_event: str = field(repr=False)
-    _released: Event = field(default_factory=Event, repr=False)
+    def __init__(self, address: Any, key: str, slot: int, listener: Listener, release_event: str) -> None:
+        self.address = address
+        self.key = key
+        self.slot = slot
+        self.listener = listener
+        self._release_event = release_event
+        self._released = Event()
+
+    def __repr__(self) -> str:
+        return f"<Connection from {self.address} with key {self.key!r} in slot {self.slot}>"
 
     def emit(self, event: str) -> bool:
         """Release the connection's first request, if `event` is the one that the setting sticky_sync_event names.

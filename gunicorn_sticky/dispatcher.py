@@ -26,7 +26,17 @@ import time
 
 # The C sockets, posix.close and the original epoll: an application may be preloaded, and have replaced those of
 # `socket`, `os` and `select` by gevent's, which need gevent's loop.
-from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOCK_STREAM, socket
+from _socket import (
+    AF_UNIX,
+    IPPROTO_TCP,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_PEEK,
+    SHUT_WR,
+    SOCK_STREAM,
+    TCP_DEFER_ACCEPT,
+    socket,
+)
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,15 +45,15 @@ from typing import Any
 
 from gevent.monkey import get_original
 
-from . import key as keys
+from .affinity import Affinity, Missing, reader
 from .answer import answer
+from .board import Board
 from .channel import Channel, Parcel
-from .head import Field, Incomplete
-from .settings import Affinity
-from .slots import Slots
+from .head import MAX_HEAD, Incomplete
+from .key import peer_key
+from .proxy import Malformed
+from .route import Channels, HashRoute, SessionRoute
 
-#: Largest head that is searched for the header, in bytes.
-MAX_HEAD = 64 * 1024
 #: Connections taken from one listener before others get their turn.
 ACCEPT_BATCH = 64
 #: Seconds that a client has to read our answer.
@@ -72,10 +82,13 @@ class Plan:
     listeners: Sequence[int]
     #: Whether the workers speak TLS, so that nobody here could answer.
     tls: bool
-    #: One channel a slot.
-    channels: Sequence[Channel]
-    #: Channels of slots that are no more: what is left in them is routed anew.
-    retired: Sequence[Channel]
+    #: All that leads to workers.
+    channels: Channels
+    #: Who has which seat.
+    board: Board
+    #: Channels of slots that are no more, and the one that workers hand connections back by: what is in them is routed
+    #: anew.
+    returned: Sequence[Channel]
     #: Seconds for a connection to show its header.
     header_timeout: float
     #: Seconds and number of connections that a full channel may hold up.
@@ -126,23 +139,27 @@ class Dispatcher:
         self.ppid = os.getppid()
         self.draining = False
 
-        affinity = plan.affinity
-        self._field = Field(affinity.header) if affinity.header else None
-        self._header_key = keys.forwarded_key if affinity.header == "forwarded" else keys.list_key
-        self._slots = Slots(plan.secret, len(plan.channels))
+        self._reader = reader(plan.affinity, plan.secret)
+        self._route: HashRoute | SessionRoute
+        if plan.affinity.by_session:
+            self._route = SessionRoute(plan.channels, plan.secret, plan.affinity, plan.board)
+        else:
+            self._route = HashRoute(plan.channels, plan.secret)
+        #: Who had which seat when last seen.
+        self._owners: list[int] = []
         self._buffer = bytearray(MAX_HEAD)
 
         self._epoll = get_original("select", "epoll")()
         #: Who handles the events of a file descriptor.
-        self._watched: dict[int, Callable[[int], None]] = {}
+        self._watched: dict[int, Callable[[int], object]] = {}
         self._listeners: list[_Listener] = []
         self._heads: dict[int, _Head] = {}
         #: Of those, the ones in many pieces that something has happened to, and when to look at them all.
         self._slow: dict[int, int] = {}
         self._slow_at = 0.0
         self._lingering: dict[int, tuple[socket, float]] = {}
-        #: By slot, in order of arrival, and only slots whose channel is full.
-        self._lanes: dict[int, deque[_Waiting]] = {}
+        #: By channel, in order of arrival, and only channels that are full.
+        self._lanes: dict[Channel, deque[_Waiting]] = {}
         self._resume_at: float | None = None
 
     # --- the loop ---
@@ -151,9 +168,12 @@ class Dispatcher:
         """Dispatch until told to drain and done with it, or until the arbiter is gone."""
         for fd in self.plan.listeners:
             listener = socket(fileno=fd)
+            if listener.family != AF_UNIX:
+                # With the head on its way, the first look mostly sees it (tcp(7)). What is silent is accepted later.
+                listener.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, int(self.plan.affinity.by != "ip"))
             self._listeners.append(_Listener(listener, listener.getsockname()))
         self._accept_again()
-        for channel in self.plan.retired:
+        for channel in self.plan.returned:
             self._watch(channel.fileno(), _EPOLLIN, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
 
         ticked = 0.0
@@ -162,6 +182,8 @@ class Dispatcher:
                 if handler := self._watched.get(fd):
                     handler(events)
             now = time.monotonic()
+            if self.plan.affinity.by_session:
+                self._clear_seats()
             if now - ticked >= TICK:
                 ticked = now
                 self.heartbeat()
@@ -172,12 +194,16 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Accept no more, and end the loop when every connection has found its way."""
+        if self.draining:
+            return
         self.draining = True
         self._stop_accepting()
         for listener in self._listeners:
             listener.socket.close()
         self._listeners.clear()
         self._resume_at = None
+        for channel in self.plan.returned:
+            self._unwatch(channel.fileno())
 
     def wake_by(self, fd: int) -> None:
         """Let the loop look around when the non-blocking `fd` becomes readable (see `signal.set_wakeup_fd`)."""
@@ -218,7 +244,7 @@ class Dispatcher:
             self._refuse_head(
                 head,
                 HTTPStatus.REQUEST_TIMEOUT,
-                f"the request header {self.plan.affinity.header} did not arrive within {self.plan.header_timeout:g} s",
+                f"the {self._reader.wanted} did not arrive within {self.plan.header_timeout:g} s",
                 "sticky_header_timeout",
             )
         while self._lingering:
@@ -226,13 +252,13 @@ class Dispatcher:
             if deadline > now:
                 break
             self._linger_no_more(fd)
-        for slot in list(self._lanes):
-            self._advance(slot, now)
+        for channel in list(self._lanes):
+            self._advance(channel, now)
         if self._resume_at is not None and self._resume_at <= now:
             self._resume_at = None
             self._accept_again()
 
-    def _watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+    def _watch(self, fd: int, events: int, handler: Callable[[int], object]) -> None:
         self._watched[fd] = handler
         self._epoll.register(fd, events)
 
@@ -267,11 +293,11 @@ class Dispatcher:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
-            if self._field is None:
-                self._dispatch(fd, Parcel(listener.name, address, keys.peer_key(address, prefix)))
-            else:
+            if self._reader.needs_bytes(address):
                 connection = socket(family, SOCK_STREAM, 0, fd)
                 self._look(_Head(connection, listener, address, 0.0))
+            else:
+                self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
 
     def _make_room(self, error: OSError) -> None:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""
@@ -292,8 +318,6 @@ class Dispatcher:
 
     def _look(self, head: _Head, events: int = 0) -> None:
         """Peek at a connection, and dispatch, refuse or keep it."""
-        assert self._field is not None
-        affinity = self.plan.affinity
         try:
             size = head.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
         except BlockingIOError:
@@ -309,27 +333,33 @@ class Dispatcher:
         key = None
         if size > head.seen:
             try:
-                key = self._header_key(self._field.values(self._buffer, size), affinity.ipv6_prefix)
-                if key is None and not affinity.ignore_missing:
-                    self._refuse_head(
-                        head,
-                        HTTPStatus.BAD_REQUEST,
-                        f"the request lacks the header {affinity.header}",
-                        "sticky_ignore_missing_header",
-                    )
-                    return
+                key = self._reader.first(self._buffer, size, head.address)
             except Incomplete:
                 if size == MAX_HEAD:
                     self._refuse_head(
                         head,
                         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                        f"the first {MAX_HEAD} bytes do not show the header {affinity.header}",
+                        f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}",
                         "sticky_header",
                     )
                     return
-            else:
-                if key is None:
-                    key = keys.peer_key(head.address, affinity.ipv6_prefix)
+            except Missing:
+                self._refuse_head(
+                    head,
+                    HTTPStatus.BAD_REQUEST,
+                    f"the request lacks the header {self.plan.affinity.header}",
+                    "sticky_ignore_missing_header",
+                )
+                return
+            except Malformed as error:
+                self.log.warning(
+                    "Closed a connection from %s: malformed PROXY header, %s (setting: proxy_protocol)",
+                    _name(head.address),
+                    error,
+                )
+                self._forget(head)
+                head.connection.close()
+                return
         if key is None:
             head.seen = max(size, 0)
             self._keep(head)
@@ -369,56 +399,74 @@ class Dispatcher:
 
     def _dispatch(self, fd: int, parcel: Parcel) -> None:
         """Pass a connection on, and close it here."""
-        slot = self._slots.slot_of(parcel.key)
-        lane = self._lanes.get(slot)
-        if lane is None and self.plan.channels[slot].send(fd, parcel):
+        channel = self._route.channel(parcel.key)
+        lane = self._lanes.get(channel)
+        if lane is None and channel.send(fd, parcel):
             posix.close(fd)
             return
         waiting = _Waiting(fd, parcel, time.monotonic() + self.plan.lane_timeout)
         if lane is None:
-            self._lanes[slot] = deque([waiting])
+            self._lanes[channel] = deque([waiting])
         elif len(lane) < self.plan.lane_size:
             lane.append(waiting)
         else:
-            self._refuse_waiting(waiting, slot)
+            self._refuse_waiting(waiting)
 
-    def _advance(self, slot: int, now: float) -> None:
+    def _advance(self, channel: Channel, now: float) -> None:
         """Send what waits for a full channel, and refuse who has waited too long."""
-        lane = self._lanes[slot]
-        while lane and self.plan.channels[slot].send(lane[0].fd, lane[0].parcel):
+        lane = self._lanes[channel]
+        while lane and channel.send(lane[0].fd, lane[0].parcel):
             posix.close(lane.popleft().fd)
         while lane and lane[0].deadline <= now:
-            self._refuse_waiting(lane.popleft(), slot)
+            self._refuse_waiting(lane.popleft())
         if not lane:
-            del self._lanes[slot]
+            del self._lanes[channel]
 
-    def _refuse_waiting(self, waiting: _Waiting, slot: int) -> None:
+    def _refuse_waiting(self, waiting: _Waiting) -> None:
         self._refuse(
             socket(fileno=waiting.fd),
             waiting.parcel.address,
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"the worker of slot {slot} takes no more connections",
+            "the worker of this client takes no more connections",
             "workers or worker_connections",
         )
 
-    def _reroute(self, channel: Channel) -> None:
-        """Dispatch anew what a removed slot has not taken."""
+    def _reroute(self, channel: Channel) -> bool:
+        """Dispatch anew what a removed slot has not taken, or a worker has handed back.
+
+        Returns:
+            whether there is more
+        """
         for _ in range(ACCEPT_BATCH):
             try:
                 received = channel.receive()
             except OSError as error:
                 self._make_room(error)
-                return
+                return True
             if received is None:
-                return
+                return False
             self._dispatch(*received)
+        return True
+
+    def _clear_seats(self) -> None:
+        """Dispatch anew what was for a worker that is gone. So are its sessions, which the application will say."""
+        owners = self.plan.board.owners()
+        if owners == self._owners:
+            return
+        for seat, (before, now) in enumerate(zip(self._owners, owners, strict=False)):
+            if before and before != now and seat < len(self.plan.channels.seats):
+                channel = self.plan.channels.seats[seat]
+                if self._reroute(channel):
+                    return  # and again, until it is empty
+                for waiting in self._lanes.pop(channel, ()):
+                    self._dispatch(waiting.fd, waiting.parcel)
+        self._owners = owners
 
     # --- answering ---
 
     def _refuse(self, connection: socket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
         """Answer a connection ourselves and close it, with one line in the log that names the setting to change."""
-        client = address[0] if isinstance(address, tuple) else "unix socket"
-        self.log.warning("Refused a connection from %s: %d, %s (setting: %s)", client, status, message, setting)
+        self.log.warning("Refused a connection from %s: %d, %s (setting: %s)", _name(address), status, message, setting)
         try:
             if self.plan.tls:
                 connection.close()
@@ -446,6 +494,10 @@ class Dispatcher:
     def _linger_no_more(self, fd: int) -> None:
         self._unwatch(fd)
         self._lingering.pop(fd)[0].close()
+
+
+def _name(address: Any) -> str:
+    return str(address[0]) if isinstance(address, tuple) else "a Unix socket"
 
 
 def run(plan: Plan, cfg: Any, log: Any, heartbeat: Callable[[], None]) -> None:

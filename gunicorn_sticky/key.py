@@ -7,17 +7,22 @@ the same, and so are all the IPv6 addresses of one prefix.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
+#: How many clients of a list are looked at; no chain of proxies is as long.
+MAX_NODES = 100
 #: Longer keys are replaced by a digest: a key travels with every connection and into the logs.
 MAX_KEY = 255
 
 _IPV4_PORT = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}):\d+")
+_ELEMENT = re.compile(r"[^,]+")
 _MAPPED = bytes(10) + b"\xff\xff"
-# A parameter of the Forwarded header (RFC 7239 section 4): a token, "=", and a token or a quoted string.
-_PARAMETER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*=\s*(\"(?:[^\"\\]|\\.)*\"|[^\s\",;]*)|\"(?:[^\"\\]|\\.)*\"")
+# A parameter of the Forwarded header (RFC 7239 section 4): a token, "=", and a token or a quoted string. Whatever
+# begins like one is consumed as a whole, valid or not, so that no input is scanned twice.
+_QUOTED = r"\"(?:[^\"\\]|\\.)*(?:\"|\\?\Z)"
+_PARAMETER = re.compile(rf"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*({_QUOTED}|[^\s\",;]*))?|{_QUOTED}", re.DOTALL)
 
 
 def address_key(text: str, ipv6_prefix: int) -> str | None:
@@ -50,44 +55,41 @@ def peer_key(address: object, ipv6_prefix: int) -> str:
     return address_key(address[0], ipv6_prefix) or address[0]
 
 
-def node_key(node: str, ipv6_prefix: int) -> str | None:
-    """Return the key of one client as a proxy names it (a node of RFC 7239 section 6), or None if it names nobody."""
+def host(node: str) -> str:
+    """Return the host of a node as proxies name clients (RFC 7239 section 6), without quotes, brackets and port."""
     node = node.strip()
     if len(node) > 1 and node[0] == node[-1] == '"':
         node = node[1:-1].strip()
-    if not node:
-        return None
-    host = node
     if node.startswith("["):
-        host = node[1:].partition("]")[0]
-    elif match := _IPV4_PORT.fullmatch(node):
-        host = match.group(1)
-    key = address_key(host, ipv6_prefix) or node
+        return node[1:].partition("]")[0]
+    if match := _IPV4_PORT.fullmatch(node):
+        return match.group(1)
+    return node
+
+
+def node_key(node: str, ipv6_prefix: int) -> str | None:
+    """Return the key of one client as a proxy names it, or None if it names nobody."""
+    text = host(node)
+    key = address_key(text, ipv6_prefix) or text
     if len(key) > MAX_KEY:
         key = "blake2b:" + blake2b(key.encode("latin-1"), digest_size=16).hexdigest()
-    return key
+    return key or None
 
 
-def list_key(values: Iterable[bytes], ipv6_prefix: int) -> str | None:
-    """Return the key of the left-most client in a header such as X-Forwarded-For, or None if there is none.
+def list_nodes(values: Iterable[bytes]) -> Iterator[str]:
+    """Yield the clients in a header such as X-Forwarded-For, from left to right.
 
     Args:
         values: the header's lines, which count as one list (RFC 9110 section 5.3)
     """
     for value in values:
-        for node in value.decode("latin-1").split(","):
-            key = node_key(node, ipv6_prefix)
-            if key is not None:
-                return key
-    return None
+        for match in _ELEMENT.finditer(value.decode("latin-1")):
+            yield match.group()
 
 
-def forwarded_key(values: Iterable[bytes], ipv6_prefix: int) -> str | None:
-    """Return the key of the left-most ``for=`` in a Forwarded header (RFC 7239), or None if there is none."""
+def forwarded_nodes(values: Iterable[bytes]) -> Iterator[str]:
+    """Yield the clients, ``for=``, in a Forwarded header (RFC 7239), from left to right."""
     for value in values:
         for match in _PARAMETER.finditer(value.decode("latin-1")):
-            if (match.group(1) or "").lower() == "for":
-                key = node_key(match.group(2), ipv6_prefix)
-                if key is not None:
-                    return key
-    return None
+            if (match.group(1) or "").lower() == "for" and match.group(2):
+                yield match.group(2)

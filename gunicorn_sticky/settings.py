@@ -7,13 +7,27 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
 
-from gunicorn.config import Setting, Workers, validate_bool, validate_callable, validate_pos_int, validate_string
+from gunicorn.config import (
+    Setting,
+    Workers,
+    validate_bool,
+    validate_callable,
+    validate_pos_int,
+    validate_string,
+    validate_string_to_addr_list,
+    validate_string_to_list,
+)
 from gunicorn.errors import ConfigError
 
+from .affinity import Affinity
+
 SECTION = "Sticky Sessions"
+
+
+#: RFC 9110 section 5.6.2: what names of header fields and cookies are made of.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class Omitted:
@@ -48,17 +62,43 @@ def _validate_sticky_by(val: Any) -> Any:
     if isinstance(val, Omitted):
         return val
     val = validate_string(val)
-    if val not in ("ip", "header"):
-        raise ValueError(f"Invalid sticky_by: {val!r} (choose ip or header)")
+    if val not in ("ip", "header", "session", "cookie"):
+        raise ValueError(f"Invalid sticky_by: {val!r} (choose ip, header, session or cookie)")
     return val
 
 
 def _validate_field_name(val: Any) -> str:
     val = validate_string(val)
-    # RFC 9110 section 5.1: a field name is a token
-    if not val or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", val):
+    if not val or not _TOKEN.fullmatch(val):
         raise ValueError(f"Invalid sticky_header: {val!r} is not the name of an HTTP header")
     return str(val).lower()
+
+
+def _validate_session_keys(val: Any) -> list[str]:
+    names = val if isinstance(val, (list, tuple)) else validate_string_to_list(val)
+    found = []
+    for key in names:
+        kind, _, name = str(key).strip().partition(":")
+        if kind not in ("query", "header", "cookie") or not _TOKEN.fullmatch(name):
+            raise ValueError(f"Invalid sticky_session_keys: {key!r} is not query:NAME, header:NAME or cookie:NAME")
+        found.append(f"{kind}:{name}")
+    if not found:
+        raise ValueError("Invalid sticky_session_keys: at least one is needed")
+    return found
+
+
+def _validate_balance(val: Any) -> str:
+    val = validate_string(val)
+    if val not in ("least-connections", "round-robin", "hash"):
+        raise ValueError(f"Invalid sticky_balance: {val!r} (choose least-connections, round-robin or hash)")
+    return str(val)
+
+
+def _validate_cookie(val: Any) -> str:
+    val = validate_string(val)
+    if not val or not _TOKEN.fullmatch(val):
+        raise ValueError(f"Invalid sticky_cookie: {val!r} is not the name of a cookie")
+    return str(val)
 
 
 def _validate_event(val: Any) -> str:
@@ -93,12 +133,17 @@ class StickyBy(_Grouped, Setting):  # type: ignore[misc]
     validator = _validate_sticky_by
     default = _OmittedStr("ip")
     desc = """\
-        What decides which worker serves a connection: ``ip`` or ``header``.
+        What decides which worker serves a request: ``ip``, ``header``,
+        ``session`` or ``cookie``.
 
         * ``ip`` - the address of the peer. Nothing is read from the connection,
           so this also works with TLS.
-        * ``header`` - the value of :ref:`sticky-header` in the connection's first
-          request, for servers behind a reverse proxy.
+        * ``header`` - the value of :ref:`sticky-header`, for servers behind a
+          reverse proxy.
+        * ``session`` - the worker that minted the request's session id, which is
+          where :ref:`sticky-session-keys` says. Works everywhere, for
+          applications with session ids: Socket.IO, MCP, SSE.
+        * ``cookie`` - a cookie that the worker sets, see :ref:`sticky-cookie`.
         """
 
 
@@ -191,7 +236,8 @@ class StickyHeaderTimeout(_Grouped, Setting):  # type: ignore[misc]
     desc = """\
         Seconds for a connection to show its header, or be answered ``408``.
 
-        Only counts with ``sticky_by = "header"``.
+        Counts for whatever is read from a connection before it is dispatched:
+        the header, the session id or the cookie, and the PROXY header.
         """
 
 
@@ -206,6 +252,67 @@ class StickyIPv6Prefix(_Grouped, Setting):  # type: ignore[misc]
 
         A host changes the rest at will (RFC 8981). IPv4-mapped addresses count
         as IPv4.
+        """
+
+
+class StickySessionKeys(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_session_keys"
+    cli = ("--sticky-session-keys",)
+    meta = "KEYS"
+    validator = _validate_session_keys
+    default = ("query:sid",)
+    desc = """\
+        Where a request carries its session id: ``query:NAME``, ``header:NAME``
+        or ``cookie:NAME``, several of them as a list or separated by commas.
+
+        Only read with ``sticky_by = "session"``. Engine.IO (Socket.IO) mints ids
+        that carry their worker without a change in the application; others get
+        them from :func:`gunicorn_sticky.session_id`.
+        """
+
+
+class StickyBalance(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_balance"
+    cli = ("--sticky-balance",)
+    meta = "NAME"
+    validator = _validate_balance
+    default = "least-connections"
+    desc = """\
+        Which worker gets a new session: ``least-connections``, ``round-robin``
+        or ``hash`` (of the client's address).
+
+        Only with ``sticky_by = "session"`` or ``"cookie"``. A connection counts
+        while a request on it is under way.
+        """
+
+
+class StickyCookie(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_cookie"
+    cli = ("--sticky-cookie",)
+    meta = "NAME"
+    validator = _validate_cookie
+    default = "gunicorn_sticky"
+    desc = """\
+        The cookie that names a client's worker, with ``sticky_by = "cookie"``.
+
+        It is set with the first response to a client that has none.
+        """
+
+
+class StickyTrustedProxies(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_trusted_proxies"
+    cli = ("--sticky-trusted-proxies",)
+    meta = "ADDRESSES"
+    validator = validate_string_to_addr_list
+    default = "*"
+    desc = """\
+        Addresses and networks whose :ref:`sticky-header` counts, separated by
+        commas; ``*`` for all.
+
+        If set, the client is the right-most address in the header that is not
+        one of them, and everybody else is routed by the peer's address. All are
+        trusted by default because affinity is not authentication: the key only
+        picks a worker, and never becomes ``REMOTE_ADDR``.
         """
 
 
@@ -234,25 +341,18 @@ NAMES = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Affinity:
-    """What makes two requests belong to the same client."""
-
-    #: Lower-case name of the header that carries the key, or None for the peer's address.
-    header: str | None
-    #: Whether a request without the header is routed by its peer's address.
-    ignore_missing: bool
-    #: Leading bits of an IPv6 address that make up a client.
-    ipv6_prefix: int
-
-
 def affinity(cfg: Any) -> Affinity:
     """Return what Gunicorn's configuration `cfg` says about the affinity key."""
-    by_header = cfg.sticky_proxy or cfg.sticky_by == "header"
+    by = "header" if cfg.sticky_proxy else str(cfg.sticky_by)
     return Affinity(
-        header=cfg.sticky_header if by_header else None,
+        by=by,
+        header=cfg.sticky_header if by == "header" else None,
         ignore_missing=bool(cfg.sticky_ignore_missing_header),
         ipv6_prefix=cfg.sticky_ipv6_prefix,
+        trusted=tuple(cfg.sticky_trusted_proxies),
+        session_keys=(f"cookie:{cfg.sticky_cookie}",) if by == "cookie" else tuple(cfg.sticky_session_keys),
+        balance=cfg.sticky_balance,
+        proxies=tuple(cfg.proxy_allow_ips) if cfg.proxy_protocol not in (False, "off") else (),
     )
 
 
@@ -287,19 +387,22 @@ def check(cfg: Any) -> None:
             )
     if cfg.reuse_port:
         raise ConfigError("reuse_port spreads connections in the kernel, which sticky sessions cannot undo: remove it")
-    if cfg.proxy_protocol != "off" and cfg.proxy_protocol:
-        raise ConfigError("proxy_protocol cannot be combined with sticky sessions: remove it")
-    if affinity(cfg).header is None:
+    ours = affinity(cfg)
+    if ours.proxies and cfg.is_ssl:
+        raise ConfigError("the PROXY header would be inside TLS, where it cannot be read: remove proxy_protocol")
+    if ours.by == "ip":
         if any(isinstance(address, (str, bytes)) for address in cfg.address):
             raise ConfigError(UNIX_NEEDS_HEADER)
         return
     if cfg.is_ssl:
         raise ConfigError(
-            "sticky_by = 'header' cannot read the header inside TLS: use sticky_by = 'ip', or end TLS in the proxy "
-            "and remove certfile and keyfile"
+            f"sticky_by = {ours.by!r} cannot read the request's head inside TLS: use sticky_by = 'ip', or end TLS in "
+            "the proxy and remove certfile and keyfile"
         )
     if getattr(cfg, "http2_cleartext", "off") != "off":
-        raise ConfigError("sticky_by = 'header' cannot read compressed HTTP/2 headers: remove http2_cleartext")
+        raise ConfigError(f"sticky_by = {ours.by!r} cannot read compressed HTTP/2 heads: remove http2_cleartext")
+    if getattr(cfg, "protocol", "http") != "http":
+        raise ConfigError(f"sticky_by = {ours.by!r} reads HTTP: remove protocol = {cfg.protocol!r}")
 
 
 UNIX_NEEDS_HEADER = "a Unix socket has no client address: use sticky_by = 'header', or bind a TCP address"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
@@ -16,18 +17,29 @@ import gevent
 from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 from gunicorn.errors import HaltServer
+from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
-from . import _startup
+from . import _startup, session, settings
+from .affinity import Missing, reader
 from .answer import answer
 from .connection import Connection, Listener
-from .websocket import use_simple_websocket
+from .engineio import own_engineio_ids, use_simple_websocket
+from .head import MAX_HEAD, Incomplete
+from .request import request_class
+from .session import Ids
 
 if TYPE_CHECKING:
-    from .channel import Channel
+    from .board import Board
+    from .channel import Channel, Parcel
 
 #: Seconds that a client has to read our answer.
 LINGER = 2.0
+#: Seconds to wait, and between two tries, if the channel to the dispatcher is full.
+HAND_OVER = 30.0
+#: By how many requests a worker may be busier than another one before it passes new sessions on.
+SLACK = 2
+RETRY = 0.005
 
 
 @dataclass(frozen=True)
@@ -35,9 +47,32 @@ class Seat:
     """A worker's place among the others, given by the arbiter."""
 
     slot: int
+    #: The seat's number on the board, and the worker's own.
+    number: int
+    owner: int
+    secret: bytes
+    board: Board
+    #: What the slot shares with this worker's predecessors and successors.
     channel: Channel
+    #: What is for this worker only: requests of its sessions.
+    own_channel: Channel
+    #: For connections whose next request belongs to another slot.
+    returns: Channel
     #: Closes, in the worker's process, what it has inherited and must not keep.
     leave: Callable[[], None]
+
+
+class _Served:
+    """A connection that this worker serves now."""
+
+    __slots__ = ("key", "parcel", "proxy")
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.parcel = parcel
+        #: The key of the request that is served now.
+        self.key = parcel.key
+        #: What Gunicorn has parsed from the PROXY header.
+        self.proxy = parcel.proxy
 
 
 class Inbox:
@@ -91,6 +126,13 @@ class InboxServer(StreamServer):  # type: ignore[misc]
         self.stop_accepting()
 
 
+class OwnInboxServer(InboxServer):
+    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives."""
+
+    def close(self) -> None:
+        """Do nothing: Gunicorn's worker closes its servers when it begins to drain."""
+
+
 class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     """A worker class for ``-k``: Gunicorn's gevent worker with sticky sessions.
 
@@ -105,12 +147,21 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self._alive = mmap.mmap(-1, 1)
         self._server: InboxServer | None = None
         self.wsgi: Any = None
-        self._connections: dict[Any, Connection] = {}
+        #: By the client's socket.
+        self._served: dict[Any, _Served] = {}
         super().__init__(*args, **kwargs)
         self._seat = seat
         self.slot = seat.slot if seat else 0
+        self.seat = seat.number if seat else 0
+        #: Requests under way.
+        self._active = 0
         if seat:
+            self._affinity = settings.affinity(self.cfg)
+            #: Whether anybody wants to see a connection before its first request.
+            self._admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
             self.sockets = [Inbox(seat.channel)]
+            if self._affinity.by_session:
+                self.sockets.append(Inbox(seat.own_channel))
             self.server_class = self._new_server
 
     @classmethod
@@ -137,6 +188,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def alive(self, value: bool) -> None:
         self._alive[0] = value
         if not value and self._server is not None:
+            self._open(False)
             self._server.loop.run_callback_threadsafe(self._server.drain)
 
     def init_process(self) -> None:
@@ -144,6 +196,12 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         if self._seat:
             self._seat.leave()
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
+            self._reader = reader(self._affinity, self._seat.secret)
+            if self._affinity.by_session:
+                session.minter = Ids(self._seat.secret), self._seat.owner
+                own_engineio_ids()
+            if self._affinity.by != "ip" or self._affinity.proxies:
+                RequestParser.mesg_class = request_class(self._before_request, self._after_request)
         use_simple_websocket()
         super().init_process()
 
@@ -162,35 +220,156 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         application: Any = self.wsgi
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            connection = self._connections.get(environ["gunicorn.socket"])
-            if connection is not None:
-                environ["gunicorn_sticky.slot"] = connection.slot
-                environ["gunicorn_sticky.key"] = connection.key
+            served = self._served.get(environ["gunicorn.socket"])
+            if served is not None:
+                environ["gunicorn_sticky.slot"] = self.slot
+                environ["gunicorn_sticky.key"] = served.key
+                if self._affinity.by == "cookie" and not self._is_mine(served.key):
+                    start_response = self._with_cookie(environ, start_response)
             response: Iterable[bytes] = application(environ, start_response)
             return response
 
         self.wsgi = wsgi
 
+    def handle_request(self, *args: Any) -> Any:
+        """Serve a request, and count it while that takes."""
+        if self._seat is None or not self._affinity.by_session:
+            return super().handle_request(*args)
+        self._active += 1
+        self._seat.board.set_active(self.seat, self._active)
+        try:
+            return super().handle_request(*args)
+        finally:
+            self._active -= 1
+            self._seat.board.set_active(self.seat, self._active)
+
+    def _with_cookie(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Return a start_response that also sets our cookie (RFC 6265)."""
+        secure = "; Secure" if environ["wsgi.url_scheme"] == "https" else ""
+        cookie = f"{self.cfg.sticky_cookie}={session.session_id()}; Path=/; HttpOnly; SameSite=Lax{secure}"
+
+        def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Any:
+            return start_response(status, [*headers, ("Set-Cookie", cookie)], *args)
+
+        return start
+
     def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
+        if self._server is not None:
+            return OwnInboxServer(inbox, handle=self._handle, spawn=spawn, **ssl_args)
         self._server = InboxServer(inbox, handle=self._handle, spawn=spawn, **ssl_args)
+        self._open(self.alive)
         return self._server
+
+    def _open(self, is_open: bool) -> None:
+        assert self._seat
+        self._seat.board.set_open(self._seat.number, is_open)
 
     def _handle(self, client: Any, parcel: Any) -> None:
         """Serve one connection, in its greenlet."""
-        connection = Connection(
-            parcel.address, parcel.key, self.slot, Listener(parcel.listener), self.cfg.sticky_sync_event
-        )
-        self._connections[client] = connection
+        served = self._served[client] = _Served(parcel)
+        listener = Listener(parcel.listener)
         try:
-            if self._admit(connection, client):
-                self.handle(connection.listener, client, connection.address)
+            if not self._admits or self._admit(served, client, listener):
+                self.handle(listener, client, parcel.address)
         finally:
-            del self._connections[client]
+            del self._served[client]
 
-    def _admit(self, connection: Connection, client: Any) -> bool:
+    def _before_request(self, unreader: Any, number: int) -> int:
+        """Prepare Gunicorn's parser for a request, or hand the connection over; see request.py.
+
+        Raises:
+            StopIteration: the request is not for this worker, or refused
+        """
+        served = self._served.get(unreader.sock)
+        if served is None:
+            return number
+        if number > 1:
+            self._check_key(unreader, served)
+        elif served.parcel.unread:
+            unreader.unread(served.parcel.unread)
+        # Only the first request may follow a PROXY header, and a connection that was handed over has none left.
+        return number + 1 if served.parcel.unread else number
+
+    def _after_request(self, request: Any) -> None:
+        """Carry what the PROXY header of the connection said, to here and to the next worker."""
+        served = self._served.get(request.unreader.sock)
+        if served is None:
+            return
+        if request.proxy_protocol_info:
+            served.proxy = request.proxy_protocol_info
+        elif served.proxy:
+            request.proxy_protocol_info = served.proxy
+
+    def _check_key(self, unreader: Any, served: _Served) -> None:
+        """Read the head of the next request, and go on only if it bears the key that the connection is bound to."""
+        proxy = served.proxy or {}
+        source = (proxy["client_addr"], proxy["client_port"]) if proxy.get("client_addr") else None
+        head = b""
+        while more := unreader.read():
+            head += more
+            try:
+                key = self._reader.later(head, len(head), served.parcel.address, source)
+            except Incomplete:
+                if len(head) < MAX_HEAD:
+                    continue
+                message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
+                self._refuse(
+                    unreader.sock, served, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header"
+                )
+                raise StopIteration from None
+            except Missing:
+                message = f"the request lacks the header {self._reader.affinity.header}"
+                self._refuse(unreader.sock, served, HTTPStatus.BAD_REQUEST, message, "sticky_ignore_missing_header")
+                raise StopIteration from None
+            if not self._serves(key, served):
+                self._hand_over(unreader.sock, served, key, head)
+                raise StopIteration
+            served.key = key
+            break
+        unreader.unread(head)
+
+    def _is_mine(self, key: str) -> bool:
+        """Tell whether a request belongs to a session of this worker."""
+        assert self._seat
+        return key == str(self._seat.owner)
+
+    def _serves(self, key: str, served: _Served) -> bool:
+        """Tell whether a later request on a connection is for this worker."""
+        assert self._seat
+        if not self._affinity.by_session:
+            return key == served.parcel.key
+        if self._is_mine(key):
+            return True
+        board = self._seat.board
+        if key.isdecimal() and board.seat_of(int(key)) is not None:
+            return False
+        if not self.alive:
+            return False  # new sessions go elsewhere
+        if self._affinity.balance != "least-connections":
+            return True
+        # A proxy's connections would keep all new sessions on the workers that they happen to lead to.
+        others = [board.active(slot) for slot in range(board.slots) if slot != self.slot and board.is_open(slot)]
+        return not others or self._active <= min(others) + SLACK
+
+    def _hand_over(self, client: Any, served: _Served, key: str, head: bytes) -> None:
+        """Give the connection back for routing; closing it here is the caller's."""
+        assert self._seat
+        parcel = served.parcel._replace(key=key, unread=head, proxy=served.proxy)
+        deadline = time.monotonic() + HAND_OVER
+        while not self._seat.returns.send(client.fileno(), parcel):
+            if time.monotonic() > deadline:
+                message = "the dispatcher takes no connections"
+                self._refuse(client, served, HTTPStatus.SERVICE_UNAVAILABLE, message, "workers")
+                return
+            # Gunicorn's keep-alive timer runs: it is for the client, and must not cut this off.
+            with contextlib.suppress(gevent.Timeout):
+                gevent.sleep(RETRY)
+
+    def _admit(self, served: _Served, client: Any, listener: Listener) -> bool:
         """Call the hook and wait for the release, or answer the connection here and return False."""
+        connection = Connection(served.parcel.address, served.key, self.slot, listener, self.cfg.sticky_sync_event)
         seconds = self.cfg.sticky_sync_timeout if self.cfg.sticky_sync else None
         try:
             with gevent.Timeout(seconds, False):
@@ -200,25 +379,24 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
                 return True
         except Exception:
             self.log.exception("Exception in the sticky_connection hook")
-            status, message = HTTPStatus.INTERNAL_SERVER_ERROR, "the sticky_connection hook has failed"
+            status, setting = HTTPStatus.INTERNAL_SERVER_ERROR, "sticky_connection"
+            message = "the sticky_connection hook has failed"
         else:
-            status = HTTPStatus.SERVICE_UNAVAILABLE
+            status, setting = HTTPStatus.SERVICE_UNAVAILABLE, "sticky_sync_timeout"
             message = f"the application did not emit {self.cfg.sticky_sync_event!r} within {seconds} s"
-            self.log.warning(
-                "Refused a connection with key %s: %d, %s (setting: sticky_sync_timeout)",
-                connection.key,
-                status,
-                message,
-            )
-        self._answer(client, answer(status, message))
+        self._refuse(client, served, status, message, setting)
         return False
 
-    def _answer(self, client: Any, response: bytes) -> None:
-        """Send a response, and give the client time to read it: closing with bytes unread would reset it."""
+    def _refuse(self, client: Any, served: _Served, status: HTTPStatus, message: str, setting: str) -> None:
+        """Answer in the place of the application, and give the client time to read that before the caller closes.
+
+        Closing with bytes unread would reset the connection, and destroy the answer on its way.
+        """
+        self.log.warning("Refused a connection with key %s: %d, %s (setting: %s)", served.key, status, message, setting)
         deadline = time.monotonic() + LINGER
         try:
             client.settimeout(LINGER)
-            client.sendall(response)
+            client.sendall(answer(status, message))
             client.shutdown(socket.SHUT_WR)
             while (left := deadline - time.monotonic()) > 0:
                 client.settimeout(left)

@@ -1,0 +1,30 @@
+"""Looking at each request of a kept-alive connection before Gunicorn parses it.
+
+A connection is bound to the key that it was dispatched under. A reverse proxy may send another client's request next:
+then the connection goes back to the dispatcher, with what has been read of it, and nothing of that request has reached
+Gunicorn's parser, counters, hooks or logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.http.message import Request
+
+
+def request_class(before: Callable[[Any, int], int], after: Callable[[Any], None]) -> type:
+    """Return a class of requests for Gunicorn's parser (`gunicorn.http.parser.RequestParser.mesg_class`).
+
+    Args:
+        before: called with the connection's unreader and the number of the request on it, before the head is parsed; it
+            returns the number that Gunicorn is to take it for
+        after: called with the request, when the head has been parsed
+    """
+
+    class StickyRequest(Request):  # type: ignore[misc]
+        def __init__(self, cfg: Any, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
+            super().__init__(cfg, unreader, peer_addr, before(unreader, req_number))
+            after(self)
+
+    return StickyRequest

@@ -1,0 +1,88 @@
+"""From a key to the channel of the worker that is to serve it: by hash, or by session.
+
+Every slot has a channel, which whoever works there takes connections from. By session, each seat (see board.py) has one
+of its own as well, for the requests of the sessions that its worker has minted.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fcntl import ioctl
+from termios import TIOCOUTQ
+
+from .affinity import Affinity
+from .board import Board
+from .channel import Channel
+from .slots import Slots
+
+#: About what a message takes in a channel, in bytes as the kernel counts them.
+_MESSAGE = 1024
+
+
+@dataclass(frozen=True)
+class Channels:
+    """All that leads to workers."""
+
+    #: One a slot.
+    slots: Sequence[Channel]
+    #: One a seat, `board.SEATS` to a slot, also of slots that are no more.
+    seats: Sequence[Channel]
+
+
+class HashRoute:
+    """The same key, the same slot."""
+
+    def __init__(self, channels: Channels, secret: bytes) -> None:
+        self._channels = channels.slots
+        self._slots = Slots(secret, len(channels.slots))
+
+    def channel(self, key: str) -> Channel:
+        """Return where a connection with this key goes."""
+        return self._channels[self._slots.slot_of(key)]
+
+
+class SessionRoute:
+    """The owner of the session, or for a new one the slot that the balance chooses."""
+
+    def __init__(self, channels: Channels, secret: bytes, affinity: Affinity, board: Board) -> None:
+        self._channels = channels
+        self._slots = Slots(secret, len(channels.slots))
+        self._board = board
+        self._choose = {
+            "least-connections": self._least,
+            "round-robin": self._next,
+            "hash": self._hash,
+        }[affinity.balance]
+        self._last = -1
+
+    def channel(self, key: str) -> Channel:
+        """Return where a connection with this key goes: the owner's number, or a new client's address."""
+        if key.isdecimal():
+            seat = self._board.seat_of(int(key))
+            if seat is not None and seat < len(self._channels.seats):
+                return self._channels.seats[seat]
+        return self._channels.slots[self._choose(key)]
+
+    def _open(self) -> list[int]:
+        """Return the slots that take new sessions, beginning after the one chosen last."""
+        count = len(self._channels.slots)
+        turn = [(self._last + 1 + n) % count for n in range(count)]
+        return [slot for slot in turn if self._board.is_open(slot)] or turn
+
+    def _next(self, key: str) -> int:
+        self._last = self._open()[0]
+        return self._last
+
+    def _least(self, key: str) -> int:
+        self._last = min(self._open(), key=self._load)
+        return self._last
+
+    def _load(self, slot: int) -> int:
+        """Return the number of requests that a slot's worker is busy with, or has still to take."""
+        queued = ioctl(self._channels.slots[slot].sender(), TIOCOUTQ, bytes(4))
+        return self._board.active(slot) + -(-int(struct.unpack("i", queued)[0]) // _MESSAGE)
+
+    def _hash(self, key: str) -> int:
+        return self._slots.slot_of(key)
