@@ -9,9 +9,11 @@ JOBS ?= 4
 
 BIN := .venv/bin
 READY := .venv/ready
+# Where Debian has nginx and haproxy.
+export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test lint check demo bench build matrix clean programs
+.PHONY: test lint check demo bench soak fuzz faults build matrix clean programs
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS)
@@ -29,6 +31,16 @@ demo: $(READY)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+# The long forms of what the tests do in short.
+soak: $(READY)
+	STICKY_HANDOVERS=100000 STICKY_REQUESTS=5000 $(BIN)/pytest -q tests/test_handover.py
+
+fuzz: $(READY)
+	HYPOTHESIS_PROFILE=long $(BIN)/pytest -q tests/test_fuzz.py
+
+faults: programs $(READY)
+	@set -e; for round in $$(seq 50); do $(BIN)/pytest -q -n $(JOBS) tests/test_processes.py tests/test_session.py; done
 
 build: $(READY)
 	@rm -rf dist
@@ -62,7 +74,7 @@ $(READY): pyproject.toml | programs
 programs:
 	@missing=; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	for program in chromium npm openssl; do \
+	for program in chromium npm openssl nginx haproxy; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \

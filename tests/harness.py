@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -35,6 +36,20 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -
             return value
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
         time.sleep(0.01)
+
+
+def npm_ci(folder: Path) -> None:
+    """Install what package-lock.json names, once for all test processes and until it changes."""
+    wanted = (folder / "package-lock.json").read_text()
+    installed = folder / "node_modules" / "installed.json"
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not installed.exists() or installed.read_text() != wanted:
+            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True)
+            installed.write_text(wanted)
+    finally:
+        os.close(lock)
 
 
 def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:

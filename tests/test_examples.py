@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 import socketio
-from harness import PATIENCE, STICKY, TESTS, Server, addresses, wait_for
+from harness import PATIENCE, STICKY, TESTS, Server, addresses, npm_ci, wait_for
 from requests.adapters import HTTPAdapter
 
 EXAMPLES = TESTS.parent / "examples"
@@ -182,17 +180,7 @@ def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
 
 @pytest.fixture(scope="module")
 def playwright() -> None:
-    """Install what drives the browser, once for all test processes and until the lock file changes."""
-    wanted = (BROWSER / "package-lock.json").read_text()
-    installed = BROWSER / "node_modules" / "installed.json"
-    folder = os.open(BROWSER, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if not installed.exists() or installed.read_text() != wanted:
-            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=BROWSER, check=True)
-            installed.write_text(wanted)
-    finally:
-        os.close(folder)
+    npm_ci(BROWSER)
 
 
 @pytest.mark.usefixtures("playwright")
@@ -252,3 +240,54 @@ def test_demo_says_that_the_port_is_in_use() -> None:
             assert server.log == (
                 f"Cannot listen on port {port} (Address already in use). Choose another one: PORT={port + 1}\n"
             )
+
+
+# --- sessions of one's own ---
+
+
+def session_server(app: str, key: str) -> Server:
+    options = ("--sticky-by", "session", "--sticky-session-keys", key, "-w", str(WORKERS))
+    return Server(*STICKY, *options, "--chdir", str(EXAMPLES / "sessions"), f"{app}:app")
+
+
+def test_sse_sessions() -> None:
+    with session_server("sse", "query:session_id") as server, ExitStack() as stack:
+        streams = []
+        for _ in range(12):
+            stream = stack.enter_context(
+                requests.get(f"http://127.0.0.1:{server.port}/stream", stream=True, timeout=PATIENCE)
+            )
+            lines = stream.iter_lines(decode_unicode=True)
+            assert next(lines) == "event: session"
+            streams.append((next(lines).removeprefix("data: "), lines))
+        for session, lines in streams:
+            assert server.get(f"/send?session_id={session}", method="POST", body=session[::-1]).status == 204
+            assert next(line for line in lines if line) == f"data: {session[::-1]}"
+        assert server.get("/send?session_id=nobody", method="POST", body="a").status == 404
+
+
+def test_mcp_sessions() -> None:
+    def call(method: str, session: str | None = None) -> tuple[int, str | None, bytes]:
+        headers = {"Mcp-Session-Id": session} if session else {}
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method})
+        response = server.get(method="POST", body=body, headers=headers)
+        return response.status, response.headers["Mcp-Session-Id"], response.body
+
+    with session_server("mcp", "header:mcp-session-id") as server:
+        sessions = [call("initialize")[1] for _ in range(12)]
+        for count in (2, 3):
+            for session in sessions:
+                status, _, body = call("tools/list", session)
+                assert (status, json.loads(body)["result"]) == (200, {"calls": count})
+        assert call("tools/list", "nobody")[0] == 404
+
+
+def test_cookie_sessions() -> None:
+    with session_server("cookie", "cookie:cart") as server:
+        shoppers = [requests.Session() for _ in range(12)]
+        for shopper in shoppers:
+            shopper.headers["Connection"] = "close"
+            for thing in ("tea", "bread", "salt"):
+                cart = shopper.get(f"http://127.0.0.1:{server.port}/{thing}", timeout=PATIENCE).text
+            assert cart == "tea, bread, salt"
+            shopper.close()

@@ -27,6 +27,10 @@ OPTIONS = (
     "--sticky-sync-timeout",
     "--sticky-header-timeout",
     "--sticky-ipv6-prefix",
+    "--sticky-session-keys",
+    "--sticky-balance",
+    "--sticky-cookie",
+    "--sticky-trusted-proxies",
 )
 #: The programs that need no start-up hook.
 OWN_PROGRAMS = ("gunicorn-sticky", "python -m gunicorn_sticky")

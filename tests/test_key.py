@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable, Iterator
+
 import pytest
 
-from gunicorn_sticky.key import MAX_KEY, address_key, forwarded_key, list_key, peer_key
+from gunicorn_sticky.key import MAX_KEY, address_key, forwarded_nodes, host, list_nodes, node_key, peer_key
+
+
+def first_key(nodes: Iterable[str]) -> str | None:
+    return next(filter(None, (node_key(node, 64) for node in nodes)), None)
+
+
+def list_key(values: list[bytes]) -> str | None:
+    return first_key(list_nodes(values))
+
+
+def forwarded_key(values: list[bytes]) -> str | None:
+    return first_key(forwarded_nodes(values))
 
 
 @pytest.mark.parametrize(
@@ -55,26 +70,26 @@ def test_ipv6_prefix(bits: int, key: str):
     ],
 )
 def test_list(value: str, key: str | None):
-    assert list_key([value.encode()], 64) == key
+    assert list_key([value.encode()]) == key
 
 
 def test_lines_are_one_list():
-    assert list_key([b" ", b"1.2.3.4, 5.6.7.8", b"9.9.9.9"], 64) == "1.2.3.4"
+    assert list_key([b" ", b"1.2.3.4, 5.6.7.8", b"9.9.9.9"]) == "1.2.3.4"
 
 
 def test_folded_value():
-    assert list_key([b"\r\n 1.2.3.4\r\n , 5.6.7.8\r"], 64) == "1.2.3.4"
+    assert list_key([b"\r\n 1.2.3.4\r\n , 5.6.7.8\r"]) == "1.2.3.4"
 
 
 def test_long_keys_are_digested_and_stay_apart():
-    first, second = (list_key([b"a" * 5000 + end], 64) for end in (b"1", b"2"))
+    first, second = (list_key([b"a" * 5000 + end]) for end in (b"1", b"2"))
     assert first != second
     assert first is not None
     assert len(first) <= MAX_KEY
 
 
 def test_any_byte_is_a_key():
-    assert list_key([bytes(set(range(256)) - set(b',"'))], 64) is not None
+    assert list_key([bytes(set(range(256)) - set(b',"'))]) is not None
 
 
 @pytest.mark.parametrize(
@@ -97,4 +112,44 @@ def test_any_byte_is_a_key():
     ],
 )
 def test_forwarded(value: str, key: str | None):
-    assert forwarded_key([value.encode()], 64) == key
+    assert forwarded_key([value.encode()]) == key
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "found"),
+    [
+        (list_nodes, [b"a, b", b"c"], ["a", "b", "c"]),
+        (list_nodes, [b"a,", b",,b"], ["a", "b"]),
+        (forwarded_nodes, [b"for=a;by=b, for=c", b"proto=http", b'FOR="d, e"'], ["a", "c", "d, e"]),
+        (forwarded_nodes, [b"by=a"], []),
+    ],
+)
+def test_all_nodes_in_order(nodes: Callable[[list[bytes]], Iterator[str]], values: list[bytes], found: list[str]):
+    assert [host(node) for node in nodes(values)] == found
+
+
+@pytest.mark.parametrize(
+    ("node", "text"),
+    [
+        (" 1.2.3.4\t", "1.2.3.4"),
+        ("1.2.3.4:80", "1.2.3.4"),
+        ('"1.2.3.4:80"', "1.2.3.4"),
+        ("[::1]:80", "::1"),
+        ('"[::1]"', "::1"),
+        ("::1", "::1"),
+        ('"', '"'),
+        ("[", ""),
+        ("", ""),
+    ],
+)
+def test_host(node: str, text: str):
+    assert host(node) == text
+
+
+@pytest.mark.parametrize("part", [b"a", b'\\"', b"a ", b"for=", b",", b'";'])
+@pytest.mark.parametrize("nodes", [list_nodes, forwarded_nodes])
+def test_a_hostile_value_takes_no_time(nodes: Callable[[list[bytes]], Iterator[str]], part: bytes):
+    value = part * (60_000 // len(part)) + b"\\"  # which may not end a search late either
+    start = time.process_time()
+    first_key(nodes([value]))
+    assert time.process_time() - start < 2  # some milliseconds; half a minute if the search were quadratic

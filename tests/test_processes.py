@@ -311,7 +311,7 @@ def test_only_arbiter_and_dispatcher_have_the_listener():
         for worker in server.booted("worker"):
             own = descriptors(worker)
             assert not set(own) & listening
-            assert sum(link.startswith("socket:") for link in own) == 1  # its inbox
+            assert sum(link.startswith("socket:") for link in own) == 3  # its inboxes, and the way back
 
 
 def test_the_dispatcher_gives_up_privileges():

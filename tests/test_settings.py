@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -93,15 +94,19 @@ def test_defaults(tmp_path):
     shown = print_config(folder=tmp_path)
     assert "sticky_connection" in shown.pop("sticky_connection")
     assert shown == {
+        "sticky_balance": "least-connections",
         "sticky_by": "ip",
+        "sticky_cookie": "gunicorn_sticky",
         "sticky_header": "x-forwarded-for",
         "sticky_header_timeout": "10",
         "sticky_ignore_missing_header": "False",
         "sticky_ipv6_prefix": "64",
         "sticky_proxy": "None",
+        "sticky_session_keys": "['query:sid']",
         "sticky_sync": "False",
         "sticky_sync_event": "sticky-sessions:sync",
         "sticky_sync_timeout": "30",
+        "sticky_trusted_proxies": "['*']",
     }
 
 
@@ -109,52 +114,70 @@ def test_good_values_on_the_command_line(tmp_path):
     switches = ["--sticky-proxy", "--sticky-ignore-missing-header", "--sticky-sync"]
     names = ["--sticky-by=header", "--sticky-header=CF-Connecting-IP", "--sticky-sync-event=ready: go"]
     numbers = ["--sticky-header-timeout=1", "--sticky-sync-timeout=3600", "--sticky-ipv6-prefix=128"]
-    shown = print_config(*switches, *names, *numbers, folder=tmp_path)
+    lists = ["--sticky-session-keys=query:s.d, header:Mcp-Session-Id,cookie:sid"]
+    lists += ["--sticky-trusted-proxies=10.0.0.0/8, ::1", "--sticky-balance=round-robin", "--sticky-cookie=__Host-w"]
+    shown = print_config(*switches, *names, *numbers, *lists, folder=tmp_path)
     del shown["sticky_connection"]
     assert shown == {
+        "sticky_balance": "round-robin",
         "sticky_by": "header",
+        "sticky_cookie": "__Host-w",
         "sticky_header": "cf-connecting-ip",
         "sticky_header_timeout": "1",
         "sticky_ignore_missing_header": "True",
         "sticky_ipv6_prefix": "128",
         "sticky_proxy": "True",
+        "sticky_session_keys": "['query:s.d', 'header:Mcp-Session-Id', 'cookie:sid']",
         "sticky_sync": "True",
         "sticky_sync_event": "ready: go",
         "sticky_sync_timeout": "3600",
+        "sticky_trusted_proxies": "['10.0.0.0/8', '::1']",
     }
 
 
 def test_good_values_in_the_config_file(tmp_path):
     config = """
-sticky_by = "ip"
+sticky_balance = "hash"
+sticky_by = "session"
+sticky_cookie = "w"
 sticky_header = "Forwarded"
 sticky_header_timeout = 2
 sticky_ignore_missing_header = True
 sticky_ipv6_prefix = 1
-sticky_proxy = False
+sticky_session_keys = ["header:x-sid", "query:sid"]
 sticky_sync = "true"
 sticky_sync_event = "x"
 sticky_sync_timeout = "4"
+sticky_trusted_proxies = ""
 def sticky_connection(worker, connection):
     pass
 """
     assert print_config(config=config, folder=tmp_path) == {
-        "sticky_by": "ip",
+        "sticky_balance": "hash",
+        "sticky_by": "session",
+        "sticky_cookie": "w",
         "sticky_connection": "<sticky_connection()>",
         "sticky_header": "forwarded",
         "sticky_header_timeout": "2",
         "sticky_ignore_missing_header": "True",
         "sticky_ipv6_prefix": "1",
-        "sticky_proxy": "False",
+        "sticky_proxy": "None",
+        "sticky_session_keys": "['header:x-sid', 'query:sid']",
         "sticky_sync": "True",
         "sticky_sync_event": "x",
         "sticky_sync_timeout": "4",
+        "sticky_trusted_proxies": "[]",
     }
 
 
 BAD = [
-    ("sticky_by", "cookie"),
+    ("sticky_by", "magic"),
     ("sticky_by", ""),
+    ("sticky_balance", "fair"),
+    ("sticky_balance", ""),
+    ("sticky_cookie", ""),
+    ("sticky_cookie", "a=b"),
+    ("sticky_cookie", "two words"),
     ("sticky_header", ""),
     ("sticky_header", "two words"),
     ("sticky_header", "x-client:"),
@@ -165,10 +188,19 @@ BAD = [
     ("sticky_ipv6_prefix", "0"),
     ("sticky_ipv6_prefix", "129"),
     ("sticky_ipv6_prefix", "half"),
+    ("sticky_session_keys", ""),
+    ("sticky_session_keys", ","),
+    ("sticky_session_keys", "sid"),
+    ("sticky_session_keys", "query:"),
+    ("sticky_session_keys", "body:sid"),
+    ("sticky_session_keys", "query:sid,cookie:a=b"),
     ("sticky_sync_event", ""),
     ("sticky_sync_timeout", "0"),
     ("sticky_sync_timeout", "-1"),
     ("sticky_sync_timeout", "1.5"),
+    ("sticky_trusted_proxies", "proxy.example"),
+    ("sticky_trusted_proxies", "10.0.0.1/8"),
+    ("sticky_trusted_proxies", "10.0.0.1,999.0.0.1"),
 ]
 
 
@@ -183,6 +215,8 @@ def test_bad_value_on_the_command_line(name, value):
         *BAD,
         ("sticky_by", 1),
         ("sticky_by", None),
+        ("sticky_balance", None),
+        ("sticky_cookie", None),
         ("sticky_header", None),
         ("sticky_header", b"x-client"),
         ("sticky_header_timeout", None),
@@ -190,6 +224,10 @@ def test_bad_value_on_the_command_line(name, value):
         ("sticky_ipv6_prefix", 0),
         ("sticky_ipv6_prefix", None),
         ("sticky_proxy", "perhaps"),
+        ("sticky_session_keys", []),
+        ("sticky_session_keys", ["query:sid", "sid"]),
+        ("sticky_session_keys", None),
+        ("sticky_trusted_proxies", 1),
         ("sticky_ignore_missing_header", "perhaps"),
         ("sticky_sync", 1),
         ("sticky_sync_event", None),
@@ -211,7 +249,7 @@ def test_hook_that_takes_the_wrong_arguments():
 
 
 def test_bad_value_in_the_environment():
-    refuses_in_one_line(env={"GUNICORN_CMD_ARGS": "--sticky-by cookie"})
+    refuses_in_one_line(env={"GUNICORN_CMD_ARGS": "--sticky-by magic"})
 
 
 def test_the_hook_of_the_config_file_is_called():
@@ -230,6 +268,8 @@ def test_the_hook_of_the_config_file_is_called():
         (["--sticky-proxy", "--sticky-by=ip"], ""),
         ([], "sticky_proxy = True\nsticky_by = 'ip'\n"),
         ([], "sticky_proxy = False\nsticky_by = 'header'\n"),
+        ([], "sticky_proxy = True\nsticky_by = 'session'\n"),
+        ([], "sticky_proxy = True\nsticky_by = 'cookie'\n"),
         (["--sticky-by=ip"], "sticky_proxy = True\n"),
     ],
 )
@@ -271,6 +311,14 @@ def test_unix_socket_by_header(tmp_path):
         assert who_at(path, headers=FORWARDED)["key"] == FORWARDED["X-Forwarded-For"]
 
 
+@pytest.mark.parametrize("by", ["session", "cookie"])
+def test_unix_socket_by_session(tmp_path, by):
+    path = f"{tmp_path}/socket"
+    with Server(*STICKY, "-w", "1", f"--sticky-by={by}", "whoami:app", bind=f"unix:{path}") as server:
+        server.wait_for_log("Listening at")
+        assert who_at(path)["key"] == ""  # a new session, of nobody that has an address
+
+
 def inherited(path: str) -> dict[str, Any]:
     return {"command": [sys.executable, "-c", INHERIT, path, str(BIN / "gunicorn")], "bind": None}
 
@@ -296,8 +344,18 @@ def test_inherited_tcp_socket():
         assert server.who(source="127.0.0.9")["key"] == "127.0.0.9"
 
 
-def test_tls_hides_the_header(certificate):
-    assert "TLS" in refuses_in_one_line("--sticky-proxy", *certificate)
+@pytest.mark.parametrize("by", ["header", "session", "cookie"])
+def test_tls_hides_the_head(certificate, by):
+    line = refuses_in_one_line(f"--sticky-by={by}", *certificate)
+    assert "TLS" in line
+    assert repr(by) in line
+
+
+@pytest.mark.parametrize("mode", ["v1", "v2", "auto"])
+def test_tls_hides_the_proxy_header(certificate, mode):
+    line = refuses_in_one_line(f"--proxy-protocol={mode}", *certificate)
+    assert "TLS" in line
+    assert "proxy_protocol" in line
 
 
 def test_tls_by_ip(certificate):
@@ -307,29 +365,51 @@ def test_tls_by_ip(certificate):
 
 
 # Older versions of Gunicorn do not know HTTP/2 without TLS.
-CLEARTEXT = [("http2_cleartext = True", "http2_cleartext")] if "http2_cleartext" in Config().settings else []
+CLEARTEXT = ["http2_cleartext"] if "http2_cleartext" in Config().settings else []
 
 
-@pytest.mark.parametrize(
-    ("config", "names"),
-    [("reuse_port = True", "reuse_port"), ("proxy_protocol = True", "proxy_protocol"), *CLEARTEXT],
-)
-def test_settings_of_gunicorn_that_cannot_be_combined(config, names):
-    assert names in refuses_in_one_line(config=f"{config}\nsticky_by = 'header'\n")
-    if names != "http2_cleartext":
-        assert names in refuses_in_one_line(config=f"{config}\n")
+@pytest.mark.parametrize("by", ["header", "session", "cookie"])
+@pytest.mark.parametrize("name", ["protocol", *CLEARTEXT])
+def test_only_heads_of_http_1_are_read(name, by):
+    value = "'uwsgi'" if name == "protocol" else True
+    line = refuses_in_one_line(config=f"{name} = {value}\nsticky_by = '{by}'\n")
+    assert name in line
+    assert repr(by) in line
 
 
-@pytest.mark.parametrize("args", [["--reuse-port"], ["--proxy-protocol=v1"]])
-def test_options_of_gunicorn_that_cannot_be_combined(args):
-    assert args[0].strip("-").partition("=")[0].replace("-", "_") in refuses_in_one_line(*args)
+@pytest.mark.parametrize("by", ["ip", "header", "session", "cookie"])
+def test_reuse_port(by):
+    assert "reuse_port" in refuses_in_one_line("--reuse-port", f"--sticky-by={by}")
+
+
+@pytest.mark.parametrize("by", ["ip", "header", "session", "cookie"])
+def test_proxy_protocol(by):
+    """The client that the PROXY header names is the key, where nothing else is."""
+    args = [f"--sticky-by={by}", "--sticky-ignore-missing-header", "--proxy-protocol=auto"]
+    with Server(*STICKY, "-w", "1", *args, "whoami:app") as server:
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+        client.sendall(b"PROXY TCP4 203.0.113.9 192.0.2.1 5 80\r\n")
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = client
+        with contextlib.closing(connection):
+            connection.request("GET", "/")
+            answer = json.loads(Response(connection.getresponse()).body)
+        assert answer["key"] == "203.0.113.9"
+
+
+def test_only_trusted_proxies_name_clients():
+    headers = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7, 10.1.2.3"}
+    args = ["--sticky-by=header", "--sticky-trusted-proxies=127.0.0.9,10.0.0.0/8"]
+    with Server(*STICKY, "-w", "1", *args, "whoami:app") as server:
+        assert server.who(headers=headers, source="127.0.0.9")["key"] == "203.0.113.7"
+        assert server.who(headers=headers, source="127.0.0.8")["key"] == "127.0.0.8"
 
 
 def test_check_config():
     with Server(*STICKY, "--sticky-proxy", "--check-config", "whoami:app") as server:
         assert server.process.wait(PATIENCE) == 0
         assert server.log == ""
-    refuses_in_one_line("--check-config", "--sticky-by=cookie")
+    refuses_in_one_line("--check-config", "--sticky-by=magic")
 
 
 # --- after a reload ---

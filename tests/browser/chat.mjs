@@ -1,20 +1,10 @@
 // Opens the chat example in Chromium: node chat.mjs URL TEXT ANSWER
 // Says TEXT, waits until the page shows it and then ANSWER, and prints what the page showed as JSON.
 import { chromium } from "playwright-core";
+import { launch } from "./launch.mjs";
 
 const [url, text, answer] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath: "/usr/bin/chromium",
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
-});
+const browser = await chromium.launch(launch);
 try {
   const page = await browser.newPage();
   const errors = [];

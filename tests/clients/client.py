@@ -32,7 +32,7 @@ def run(address, task):
     if task["by"] == "header":
         headers["X-Forwarded-For"] = address
         session.headers.update(headers)  # those given to connect() are not sent with later polling requests
-    else:
+    elif task["by"] == "ip":
         session.mount("http://", From(address))
         if "websocket" in task["transports"]:
             # websocket-client cannot be told where to connect from

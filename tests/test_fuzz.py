@@ -1,0 +1,359 @@
+"""Arbitrary input against plain reference readings of the standards, and Gunicorn's own fixtures against its parser.
+
+The examples are the same in each run. For more of them, and others: HYPOTHESIS_PROFILE=long.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.http import RequestParser
+from gunicorn.http.errors import NoMoreData, ParseException
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gunicorn_sticky.affinity import Affinity, Missing, Reader, reader
+from gunicorn_sticky.head import MAX_HEAD, Cookie, Field, Incomplete, Query
+from gunicorn_sticky.proxy import Malformed, parse
+from gunicorn_sticky.session import Ids
+
+settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=150)
+settings.register_profile("long", database=None, deadline=None, max_examples=20_000)
+PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+PEER = ("127.0.0.1", 5)
+SECRET = bytes(16)
+TRUSTED = ("127.0.0.1", "10.0.0.0/8", "2001:db8::/32")
+SOURCES = ("query:sid", "header:x-sid", "cookie:sid")
+
+XFF = Reader(Affinity(by="header", header="x-forwarded-for"))
+FORWARDED = Reader(Affinity(by="header", header="forwarded"))
+XFF_TRUSTED = Reader(Affinity(by="header", header="x-forwarded-for", trusted=TRUSTED))
+FORWARDED_TRUSTED = Reader(Affinity(by="header", header="forwarded", trusted=TRUSTED, ignore_missing=True))
+BY_IP = Reader(Affinity(proxies=("*",)))
+XFF_PROXIED = Reader(Affinity(by="header", header="x-forwarded-for", proxies=("*",)))
+BY_SESSION = reader(Affinity(by="session", session_keys=SOURCES), SECRET)
+READERS = [XFF, FORWARDED, XFF_TRUSTED, FORWARDED_TRUSTED, BY_IP, XFF_PROXIED, BY_SESSION]
+
+
+def read(of: Reader, data: bytes | bytearray, size: int) -> str:
+    """Return the key, or what there is instead of one, in brackets."""
+    try:
+        return of.first(data, size, PEER)
+    except (Missing, Malformed) as error:
+        return f"<{type(error).__name__}>"
+    except Incomplete:
+        return "<Incomplete>"
+
+
+# --- the standards, read plainly ---
+
+
+def outside_quotes(text: str, separator: str) -> list[str]:
+    """Split a text where the separator is not in a quoted string (RFC 9110 section 5.6.4)."""
+    parts, quoted, escaped = [""], False, False
+    for character in text:
+        if character == separator and not quoted:
+            parts.append("")
+            continue
+        parts[-1] += character
+        if escaped:
+            escaped = False
+        elif quoted and character == "\\":
+            escaped = True
+        elif character == '"':
+            quoted = not quoted
+    return parts
+
+
+def nodes_of_list(lines: list[str]) -> list[str]:
+    """Lines are one list, whose empty elements do not count (RFC 9110 sections 5.3 and 5.6.1)."""
+    return [part.strip(" \t") for part in ",".join(lines).split(",") if part.strip(" \t")]
+
+
+def nodes_of_forwarded(lines: list[str]) -> list[str]:
+    """Each element has pairs, whose names have no case (RFC 7239 section 4)."""
+    nodes = []
+    for element in outside_quotes(",".join(lines), ","):
+        for pair in outside_quotes(element, ";"):
+            name, _, value = pair.strip(" \t").partition("=")
+            if name.lower() == "for":
+                nodes.append(value[1:-1] if value.startswith('"') else value)
+    return [node for node in nodes if node]
+
+
+def client(node: str) -> str | IPv4Address | IPv6Address:
+    """A node is an address, an IPv6 one in brackets, and maybe a port, or a name (RFC 7239 section 6)."""
+    text = node
+    if node.startswith("["):
+        text = node[1 : node.index("]")]
+    elif node.count(":") == 1:
+        text = node.split(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return node
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def as_key(found: str | IPv4Address | IPv6Address) -> str:
+    if isinstance(found, IPv6Address):
+        return str(ip_network((found, 64), strict=False))
+    return str(found)
+
+
+def left_most(nodes: list[str]) -> str:
+    return as_key(client(nodes[0])) if nodes else "<Missing>"
+
+
+def right_most(nodes: list[str], otherwise: str) -> str:
+    clients = [client(node) for node in nodes]
+    while len(clients) > 1 and any(
+        not isinstance(clients[-1], str) and clients[-1] in ip_network(network) for network in TRUSTED
+    ):
+        clients.pop()
+    return as_key(clients[-1]) if clients else otherwise
+
+
+# --- what proxies send ---
+
+ADDRESSES_4 = st.one_of(st.ip_addresses(v=4), st.integers(0x0A000000, 0x0AFFFFFF).map(IPv4Address)).map(str)
+ADDRESSES_6 = st.one_of(
+    st.ip_addresses(v=6),
+    st.integers(0x20010DB8 << 96, (0x20010DB9 << 96) - 1).map(IPv6Address),
+    st.integers(0, 1 << 32).map(lambda number: IPv6Address((0xFFFF << 32) + number % (1 << 32))),
+).flatmap(lambda address: st.sampled_from([str(address), address.exploded, str(address).upper()]))
+PORTS = st.integers(0, 65535).map(lambda port: f":{port}")
+NAMES = st.one_of(st.just("unknown"), st.text("abcXYZ019._-", min_size=1, max_size=9).map(lambda text: "_" + text))
+BRACKETED = ADDRESSES_6.map(lambda text: f"[{text}]")
+PORTED = st.one_of(ADDRESSES_4, BRACKETED).flatmap(lambda text: PORTS.map(lambda port: text + port))
+SPACE = st.text(" \t", max_size=2)
+
+ELEMENTS = st.one_of(st.just(""), ADDRESSES_4, ADDRESSES_6, BRACKETED, PORTED, NAMES)
+LISTS = st.lists(st.tuples(SPACE, ELEMENTS, SPACE).map("".join), max_size=5).map(",".join)
+
+QUOTED = st.text('ab,;="\\ \tfor1', max_size=9).map(lambda text: '"' + re.sub(r'(["\\])', r"\\\1", text) + '"')
+FOR = st.one_of(
+    st.one_of(ADDRESSES_4, NAMES),
+    st.one_of(ADDRESSES_4, BRACKETED, PORTED, NAMES).map(lambda text: f'"{text}"'),
+).flatmap(lambda value: st.sampled_from([f"for={value}", f"For={value}", f"FOR={value}"]))
+OTHER = st.tuples(
+    st.sampled_from(["by=", "Proto=", "host=", "xfor=", "forx=", "for-x="]),
+    st.one_of(QUOTED, st.sampled_from(["a", "for", "1.2.3.4"])),
+).map("".join)
+PAIRS = st.tuples(st.lists(OTHER, max_size=2), st.lists(FOR, max_size=1), st.lists(OTHER, max_size=2)).map(
+    lambda groups: ";".join([*groups[0], *groups[1], *groups[2]])
+)
+FORWARDEDS = st.lists(st.tuples(SPACE, PAIRS, SPACE).map("".join), max_size=4).map(",".join)
+
+
+def head(name: str, lines: list[str]) -> bytes:
+    fields = "".join(f"{name}:{line}\r\nAccept: */*\r\n" for line in lines)
+    return f"GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode()
+
+
+@settings(PROFILE)
+@given(st.lists(LISTS, max_size=3))
+def test_x_forwarded_for_is_read_as_the_standard_says(lines):
+    data, nodes = head("X-Forwarded-For", lines), nodes_of_list(lines)
+    assert read(XFF, data, len(data)) == left_most(nodes)
+    assert read(XFF_TRUSTED, data, len(data)) == right_most(nodes, "<Missing>")
+
+
+@settings(PROFILE)
+@given(st.lists(FORWARDEDS, max_size=3))
+def test_forwarded_is_read_as_the_standard_says(lines):
+    data, nodes = head("Forwarded", lines), nodes_of_forwarded(lines)
+    assert read(FORWARDED, data, len(data)) == left_most(nodes)
+    assert read(FORWARDED_TRUSTED, data, len(data)) == right_most(nodes, PEER[0])
+
+
+# --- heads that arrive in parts, and garbage ---
+
+IDS = st.one_of(
+    st.integers(0, 99).map(lambda owner: Ids(SECRET).tag("id", owner)),
+    st.text("abc=&;%\"'+-_ ", max_size=12),
+)
+LINES = st.one_of(
+    LISTS.map(lambda value: f"X-Forwarded-For: {value}"),
+    FORWARDEDS.map(lambda value: f"Forwarded: {value}"),
+    IDS.map(lambda value: f"X-Sid: {value}"),
+    IDS.map(lambda value: f"Cookie: a=b; sid={value}"),
+    st.text("ab: \t,", max_size=9),
+    st.just(""),
+)
+ENDS = st.sampled_from(["\r\n", "\r\n", "\r\n", "\n", "\r\n ", "\r"])
+PREFIXES = st.sampled_from([b"", b"", b"\r\n", b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", b"PROXY UNKNOWN\r\n"])
+HEADS = st.tuples(
+    PREFIXES,
+    IDS.map(lambda value: f"GET /?a=b&sid={value} HTTP/1.1\r\n".encode()),
+    st.lists(st.tuples(LINES, ENDS).map("".join), max_size=5).map(lambda lines: "".join(lines).encode()),
+    st.just(b"\r\n"),
+    st.binary(max_size=9),
+).map(b"".join)
+
+
+@settings(PROFILE)
+@given(HEADS)
+def test_more_bytes_do_not_change_an_answer(data):
+    for of in READERS:
+        answers = [read(of, data, size) for size in range(len(data) + 1)]
+        known = [answer for answer in answers if answer != "<Incomplete>"]
+        assert len(set(known)) <= 1
+        assert answers[len(answers) - len(known) :] == known  # nor take it back
+
+
+PIECES = [
+    *(b"GET / HTTP/1.1\r\n", b"GET /?sid=", b"X-Forwarded-For:", b"Forwarded:", b"Cookie: sid=", b"X-Sid:", b"\r\n"),
+    *(b"PROXY ", b"TCP4 ", b"TCP6 ", b"\r\n\r\n\0\r\nQUIT\n", b"1.2.3.4", b"::1", b"for", b"a" * 300),
+    *(bytes([character]) for character in b'\n \t,;="\\:[]%\0\x11\x20\x21\xff'),
+]
+GARBAGE = st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join))
+
+
+@settings(PROFILE)
+@given(GARBAGE)
+def test_garbage_is_read_without_a_crash(data):
+    buffer = data.ljust(MAX_HEAD, b"\0")
+    for of in READERS:
+        for size in {len(data), len(data) // 2}:
+            read(of, buffer, size).encode("latin-1")
+    for value in data.split(b"\r\n"):
+        assert Ids(SECRET).owner(value) is None
+
+
+V1 = st.lists(
+    st.sampled_from(["PROXY", "TCP4", "TCP6", "UNKNOWN", "1.2.3.4", "::1", "80", "99999", "", "\xb2"]), max_size=8
+)
+V2 = st.tuples(
+    st.just(b"\r\n\r\n\0\r\nQUIT\n"),
+    st.sampled_from([b"\x20", b"\x21", b"\x22", b"\x11"]),
+    st.sampled_from([b"\0", b"\1", b"\x11", b"\x12", b"\x21", b"\x31", b"\xff"]),
+    st.integers(0, 60).map(lambda length: length.to_bytes(2, "big")),
+    st.binary(max_size=80),
+)
+
+
+@settings(PROFILE)
+@given(
+    st.one_of(
+        st.binary(max_size=200), V1.map(lambda words: " ".join(words).encode("latin-1") + b"\r\n"), V2.map(b"".join)
+    )
+)
+def test_a_proxy_header_is_parsed_refused_or_awaited(data):
+    buffer = data.ljust(MAX_HEAD, b"\0")
+    answers: list[Any] = []
+    for size in range(len(data) + 1):
+        try:
+            answers.append(parse(buffer, size))
+        except Malformed:
+            answers.append(Malformed)
+        except Incomplete:
+            assert not answers
+    assert all(answer == answers[0] for answer in answers)
+    if answers and answers[0] is not Malformed:
+        length, address = answers[0]
+        assert length <= len(data)
+        assert address is None or ip_address(address[0])
+
+
+# --- Gunicorn's own fixtures ---
+
+ESCAPES = {b"r": b"\r", b"n": b"\n", b"t": b"\t", b"0": b"\0"}
+#: Everything that makes its parser accept more, as far as we read more than the default.
+TOLERANT = {"permit_obsolete_folding": True, "strip_header_spaces": True, "header_map": "dangerous"}
+
+
+def decode(text: bytes) -> bytes:
+    r"""Return the bytes that a fixture stands for: its line breaks do not count, \r, \n, \t, \0 and \xHH do."""
+    return re.sub(
+        rb"\\(?:x([0-9A-Fa-f]{2})|([rnt0]))",
+        lambda match: bytes.fromhex(match[1].decode()) if match[1] else ESCAPES[match[2]],
+        text.replace(b"\n", b""),
+    )
+
+
+@pytest.fixture(scope="module")
+def fixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the heads in the source distribution of the Gunicorn that is installed, by their path there."""
+    folder: Path = tmp_path_factory.mktemp("gunicorn")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary=gunicorn",
+        "--dest",
+        folder,
+    ]
+    subprocess.run([*command, f"gunicorn=={version('gunicorn')}"], check=True, capture_output=True)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        found = {
+            member.name.partition("/tests/requests/")[2]: decode(files.extractfile(member).read())
+            for member in files
+            if member.name.endswith(".http")
+        }
+    assert len([name for name in found if name.startswith("valid/")]) > 40
+    assert len([name for name in found if name.startswith("invalid/")]) > 40
+    return found
+
+
+def unfold(value: bytes) -> str:
+    """Return a value as Gunicorn has it: without spaces around it, and folded lines joined by one."""
+    return " ".join(line.strip(b" \t").decode("latin-1") for line in value.removesuffix(b"\r").split(b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [({}, 30), (TOLERANT, 35), ({"proxy_protocol": "auto"}, 35)],
+    ids=["default", "tolerant", "proxy"],
+)
+def test_the_heads_that_gunicorn_accepts_are_read_as_it_does(fixtures, options, least):
+    """Every field has the same values, in the same number and order; those that Gunicorn has not are not there."""
+    cfg = Config()
+    for name, value in options.items():
+        cfg.set(name, value)
+    accepted = {}
+    for path, data in fixtures.items():
+        try:
+            accepted[path] = next(RequestParser(cfg, iter([data]), PEER))
+        except (ParseException, NoMoreData, StopIteration):
+            continue
+    assert len([path for path in accepted if path.startswith("valid/")]) >= least
+    names = {name for request in accepted.values() for name, _ in request.headers} | {"X-FORWARDED-FOR", "COOKIE"}
+    for path, request in accepted.items():
+        data = fixtures[path]
+        start, client_address = parse(data, len(data)) if "proxy_protocol" in options else (0, None)
+        info = request.proxy_protocol_info
+        assert (client_address[0] if client_address else None) == (info and info["client_addr"]), path
+        for name in names:
+            seen = [value for other, value in request.headers if other == name]
+            if seen or "_" not in name:  # of these, Gunicorn drops some
+                values = Field(name.lower()).values(data, len(data), start)
+                assert [unfold(value) for value in values] == seen, (path, name)
+
+
+def test_no_head_of_gunicorns_fixtures_crashes(fixtures):
+    searches = [Field("x-forwarded-for"), Field("transfer-encoding"), Query("sid"), Query("foo"), Cookie("sid")]
+    for data in fixtures.values():
+        for size in {len(data), len(data) // 2, len(data) - 1}:
+            for search in searches:
+                try:
+                    assert all(isinstance(value, bytes) for value in search.values(data, size))
+                except Incomplete:
+                    continue
+            for of in READERS:
+                assert isinstance(read(of, data, size), str)

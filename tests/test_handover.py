@@ -1,0 +1,287 @@
+"""Kept-alive connections that carry the requests of many clients: each is served by its own client's worker."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from harness import STICKY, Server, wait_for
+
+BY_HEADER = (*STICKY, "--sticky-proxy", "--keep-alive", "30")
+KEYS = [f"203.0.113.{n}" for n in range(1, 60)]
+
+
+class Connection:
+    """A kept-alive client connection that reads one JSON answer after the other."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.address = self.socket.getsockname()
+        self._file = self.socket.makefile("rb")
+
+    def answer(self) -> dict:
+        status = self._file.readline()
+        assert status.startswith(b"HTTP/1.1 200 "), status + self._file.read(1000)
+        headers = {}
+        while line := self._file.readline().strip():
+            name, _, value = line.partition(b":")
+            headers[name.lower()] = value.strip()
+        return json.loads(self._file.read(int(headers[b"content-length"])))
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+
+def request(number: int, key: str, body: bytes | None = None, chunked: bool = False) -> bytes:
+    head = f"{'GET' if body is None else 'POST'} /{number} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {key}\r\n"
+    if body is None:
+        return f"{head}\r\n".encode()
+    if not chunked:
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    pieces = [body[n : n + 50_000] for n in range(0, len(body), 50_000)]
+    framed = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + framed + b"0\r\n\r\n"
+
+
+def where(server: Server) -> dict[str, int]:
+    return {key: server.who(headers={"X-Forwarded-For": key})["slot"] for key in KEYS}
+
+
+def converse(server: Server, slots: dict[str, int], seed: int, count: int) -> None:
+    """Send `count` mixed requests over one connection, up to 30 of them at once, and check every answer."""
+    chance = random.Random(seed)
+    connection = Connection(server.port)
+    sent = 0
+    while sent < count:
+        batch = []
+        for _ in range(min(chance.choice([1, 1, 1, 3, 30]), count - sent)):
+            key, body = chance.choice(KEYS), None
+            if chance.random() < 0.4:
+                body = chance.randbytes(chance.choice([0, 1, 100, 10_000, 1_000_000 if len(batch) < 2 else 500]))
+            batch.append((sent, key, body, request(sent, key, body, chunked=chance.random() < 0.5)))
+            sent += 1
+        writer = threading.Thread(target=connection.socket.sendall, args=[b"".join(item[3] for item in batch)])
+        writer.start()
+        for number, key, body, _ in batch:
+            who = connection.answer()
+            assert who["PATH_INFO"] == f"/{number}"
+            assert (who["key"], who["slot"]) == (key, slots[key])
+            assert (who["REMOTE_ADDR"], int(who["REMOTE_PORT"])) == connection.address
+            assert (who["size"], who["sha256"]) == (len(body or b""), hashlib.sha256(body or b"").hexdigest())
+        writer.join()
+    connection.close()
+
+
+def together(count: int, function, *args) -> None:
+    wrong: list[BaseException] = []
+
+    def run(n: int) -> None:
+        try:
+            function(*args[:-1], n, args[-1])
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=run, args=[n]) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        raise wrong[0]
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_mixed_keys_on_kept_alive_connections(workers: int):
+    """Each request is served once, in order, by its key's worker; hooks and access log see it there and only there."""
+    config = """
+def pre_request(worker, req):
+    worker.log.info("pre %s %s %s", worker.slot, dict(req.headers)["X-FORWARDED-FOR"], req.path)
+"""
+    form = "access %({gunicorn_sticky.slot}e)s %({gunicorn_sticky.key}e)s %(U)s"
+    access = ("--access-logfile", "access.log", "--access-logformat", form)
+    requests = int(os.environ.get("STICKY_REQUESTS", "500"))
+    with Server(*BY_HEADER, "-w", str(workers), *access, "whoami:app", config=config) as server:
+        slots = where(server)
+        assert set(slots.values()) == set(range(workers))
+        together(20, converse, server, slots, requests)
+        total = 20 * requests + len(KEYS)
+
+        def logged() -> list[str]:
+            lines = (server.folder / "access.log").read_text().splitlines()
+            return lines if len(lines) >= total else []
+
+        lines = [line.split() for line in wait_for(logged, "the access log")]
+        assert len(lines) == total
+        assert all(slots[key] == int(slot) for _, slot, key, _ in lines)
+        counts = collections.Counter(path for *_, path in lines if path != "/")
+        assert set(counts.values()) == {20}
+        hooks = [line.split()[-3:] for line in server.log.splitlines() if "] pre " in line]
+        assert len(hooks) == total
+        assert all(slots[key] == int(slot) for slot, key, _ in hooks)
+
+
+def test_max_requests_counts_served_requests_only():
+    """Not those that a worker has looked at and handed over."""
+    limit = 100
+    with Server(*BY_HEADER, "-w", "2", "--max-requests", str(limit), "whoami:app") as server:
+        slots = where(server)
+        counts = collections.Counter(slots.values())
+        busy = max(counts, key=lambda slot: counts[slot])  # it reaches the limit first
+        here = next(key for key in KEYS if slots[key] == busy)
+        there = next(key for key in KEYS if slots[key] != busy)
+        connection = Connection(server.port)
+        pids = set()
+        for n in range(limit - 1 - counts[busy]):
+            for key in (here, there):
+                connection.socket.sendall(request(n, key))
+                who = connection.answer()
+                pids.add((key, who["pid"]))
+        assert len(pids) == 2
+        assert "Autorestarting" not in server.log
+        connection.socket.sendall(request(0, here))
+        assert (here, connection.answer()["pid"]) in pids
+        server.wait_for_log("Autorestarting")
+        connection.close()
+
+
+def test_missing_header_on_a_later_request():
+    with Server(*BY_HEADER, "-w", "2", "whoami:app") as server:
+        connection = Connection(server.port)
+        connection.socket.sendall(request(0, KEYS[0]))
+        connection.answer()
+        connection.socket.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000))
+        assert connection.socket.recv(13) == b"HTTP/1.1 400 "
+        connection.close()
+        server.wait_for_log("400, the request lacks the header x-forwarded-for .*sticky_ignore_missing_header")
+
+
+def test_missing_header_ignored_on_a_later_request():
+    with Server(*BY_HEADER, "-w", "4", "--sticky-ignore-missing-header", "whoami:app") as server:
+        connection = Connection(server.port)
+        connection.socket.sendall(request(0, KEYS[0]))
+        assert connection.answer()["key"] == KEYS[0]
+        connection.socket.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.answer()["key"] == "127.0.0.1"
+        connection.close()
+
+
+def test_heads_in_pieces_and_large_ones():
+    with Server(*BY_HEADER, "-w", "4", "--limit-request-field_size", "0", "whoami:app") as server:
+        slots = where(server)
+        connection = Connection(server.port)
+        for n, key in enumerate(KEYS):
+            filler = b"".join(b"A-%d: %s\r\n" % (m, b"b" * 1000) for m in range(n))
+            head = b"GET /%d HTTP/1.1\r\nHost: a\r\n%sX-Forwarded-For: %s\r\n\r\n" % (n, filler, key.encode())
+            cut = random.Random(n).randrange(1, len(head))
+            connection.socket.sendall(head[:cut])
+            connection.socket.sendall(head[cut:])
+            who = connection.answer()
+            assert (who["PATH_INFO"], who["slot"]) == (f"/{n}", slots[key])
+        connection.close()
+
+
+def memory(pid: int) -> int:
+    """Return the resident memory of a process, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def test_alternating_for_ever_exhausts_nothing():
+    count = int(os.environ.get("STICKY_HANDOVERS", "4000"))
+    with Server(*BY_HEADER, "-w", "2", "whoami:app") as server:
+        slots = where(server)
+        pair = [next(key for key in KEYS if slots[key] == slot) for slot in (0, 1)]
+
+        def alternate(number: int) -> None:
+            connection = Connection(server.port)
+            for n in range(number):
+                connection.socket.sendall(request(n, pair[n % 2]))
+                assert connection.answer()["slot"] == n % 2
+            connection.close()
+
+        def figures() -> list[tuple[int, int]]:
+            pids = [server.pid, *server.booted("dispatcher"), *server.booted("worker")]
+            return [(len(list(Path(f"/proc/{pid}/fd").iterdir())), memory(pid)) for pid in pids]
+
+        alternate(count // 2)
+        before = figures()
+        alternate(count // 2)
+        wait_for(lambda: [fds for fds, _ in figures()] <= [fds for fds, _ in before], "descriptors to be closed")
+        for (_, old), (_, new) in zip(before, figures(), strict=True):
+            assert new <= old * 1.05 + 1000
+        assert len(server.booted("worker")) == 2
+
+
+def test_what_a_killed_dispatcher_has_not_taken_back_is_routed_by_its_successor():
+    with Server(*BY_HEADER, "-w", "4", "whoami:app") as server:
+        slots = where(server)
+        chance = random.Random(1)
+        for round_ in range(3):
+            connections = []
+            for _ in range(12):
+                connection = Connection(server.port)
+                connection.socket.sendall(request(0, KEYS[0]))
+                assert connection.answer()["slot"] == slots[KEYS[0]]
+                connections.append((connection, chance.choice(KEYS)))
+            dispatcher = server.booted("dispatcher")[-1]
+            os.kill(dispatcher, signal.SIGSTOP)
+            for connection, key in connections:
+                connection.socket.sendall(request(1, key))
+            os.kill(dispatcher, signal.SIGKILL)
+            for connection, key in connections:
+                assert connection.answer()["slot"] == slots[key]
+                connection.close()
+            server.wait_for_log("Booting dispatcher", count=round_ + 2)
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+
+
+def test_handover_during_reloads_moves_nobody():
+    """A worker that drains closes its connections after a response, as Gunicorn's do; until then they are right."""
+    with Server(*BY_HEADER, "-w", "4", "whoami:app") as server:
+        slots = where(server)
+        done, wrong, served = threading.Event(), [], []
+
+        def run(seed: int) -> None:
+            chance, n = random.Random(seed), 0
+            while not done.is_set():
+                key, n = chance.choice(KEYS), n + 1
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+                for _ in range(20):  # http.client connects again where the server has closed
+                    try:
+                        connection.request("GET", f"/{n}", headers={"X-Forwarded-For": key})
+                        response = connection.getresponse()
+                        who = json.loads(response.read())
+                    except Exception as error:
+                        wrong.append(repr(error))
+                        break
+                    served.append(key)
+                    if who["slot"] != slots[key]:
+                        wrong.append(f"{key} was served by {who['slot']}")
+                    key, n = chance.choice(KEYS), n + 1
+                connection.close()
+
+        threads = [threading.Thread(target=run, args=[n]) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for round_ in range(2):
+            old = set(server.alive("worker"))
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_log("Booting dispatcher", count=round_ + 2)
+            wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")  # noqa: B023
+        count = len(served)
+        wait_for(lambda: wrong or len(served) > count + 50, "requests after the reloads")
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong

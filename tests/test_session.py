@@ -1,0 +1,278 @@
+"""Sticky by session: a request reaches the worker that minted its session's id, wherever it comes from."""
+
+from __future__ import annotations
+
+import collections
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+
+import pytest
+from harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
+
+KEYS = "query:session_id,header:mcp-session-id,cookie:session"
+APP = (*STICKY, "--sticky-by", "session", "--sticky-session-keys", KEYS, "sessions:app")
+ENGINEIO = (*STICKY, "--sticky-by", "session", "sio_app:app")
+POLL = "/socket.io/?EIO=4&transport=polling"
+
+
+def ready(server: Server, count: int) -> None:
+    """Wait until `count` workers take new sessions; until then, those that do get all of them."""
+    seen: set[int] = set()
+
+    def everybody() -> bool:
+        seen.add(json.loads(server.get("/").body)["pid"])
+        return len(seen) == count
+
+    wait_for(everybody, "all workers")
+
+
+def new(server: Server) -> dict:
+    return json.loads(server.get("/new").body)
+
+
+def use(server: Server, session: str, how: str = "query") -> dict:
+    """Use a session by a new connection, and return what the application says."""
+    path, headers = "/use", {}
+    if how == "query":
+        path = f"/use?a=b&session_id={session}"
+    elif how == "header":
+        headers = {"Mcp-Session-Id": session}
+    else:
+        headers = {"Cookie": f"a=b; session={session}; c=d"}
+    response = server.get(path, headers=headers)
+    return json.loads(response.body) | {"status": response.status}
+
+
+@pytest.mark.parametrize("how", ["query", "header", "cookie"])
+def test_a_session_stays_with_the_worker_that_minted_it(how: str):
+    with Server(*APP, "-w", "4") as server:
+        ready(server, 4)
+        sessions = [new(server) for _ in range(40)]
+        assert len({session["pid"] for session in sessions}) == 4
+        for count in (1, 2):
+            for session in sessions:
+                answer = use(server, session["id"], how)
+                assert (answer["pid"], answer["count"]) == (session["pid"], count)
+
+
+def test_ids_that_are_none_of_ours_are_for_the_application():
+    with Server(*APP, "-w", "2") as server:
+        real = new(server)["id"]
+        foreign = ("", "x", "garbage", "%00%ff%0a", "a" * 4000, "=" * 8)
+        for bad in (*foreign, real[:-1], real[1:], real[:-1] + "!", real[::-1]):
+            answer = server.get(f"/use?session_id={bad}")
+            assert answer.status == 404
+        assert use(server, real)["status"] == 200
+        assert "Traceback" not in server.log
+        assert "Refused" not in server.log
+
+
+def test_a_session_of_a_worker_that_is_gone():
+    with Server(*APP, "-w", "2") as server:
+        ready(server, 2)
+        session = new(server)
+        os.kill(session["pid"], signal.SIGKILL)
+        answer = wait_for(lambda: use(server, session["id"]), "an answer")
+        assert answer["status"] == 404
+        assert answer["pid"] != session["pid"]
+
+
+def test_what_a_killed_worker_has_not_taken_is_answered_by_another():
+    with Server(*APP, "-w", "2") as server:
+        ready(server, 2)
+        session = new(server)
+        os.kill(session["pid"], signal.SIGSTOP)
+        answers: list[int] = []
+
+        def run() -> None:
+            answers.append(use(server, session["id"])["status"])
+
+        threads = [threading.Thread(target=run) for _ in range(9)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: new(server)["pid"] != session["pid"], "a new session elsewhere")
+        os.kill(session["pid"], signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        assert answers == [404] * 9
+
+
+def test_a_draining_worker_keeps_its_sessions_and_gets_no_new_ones():
+    with Server(*APP, "-w", "2", "--graceful-timeout", "60") as server:
+        ready(server, 2)
+        session = new(server)
+        held = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        held.sendall(f"GET /hold?session_id={session['id']} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        wait_for(lambda: use(server, session["id"])["count"], "the session in use")
+        os.kill(session["pid"], signal.SIGTERM)
+        server.wait_for_log("Booting worker", count=3)  # its successor, while it drains
+        for n in range(1, 30):
+            answer = use(server, session["id"])
+            assert (answer["status"], answer["pid"]) == (200, session["pid"])
+            assert new(server)["pid"] != session["pid"], n
+        (server.folder / "release").touch()
+        assert held.recv(12) == b"HTTP/1.1 200"
+        held.close()
+        server.wait_for_log(rf"Worker exiting \(pid: {session['pid']}\)")
+        assert wait_for(lambda: use(server, session["id"]), "an answer")["status"] == 404
+
+
+@pytest.mark.parametrize("balance", ["least-connections", "round-robin"])
+def test_new_sessions_are_spread_evenly(balance: str):
+    with Server(*APP, "-w", "4", "--sticky-balance", balance) as server:
+        ready(server, 4)
+        counts = collections.Counter(new(server)["pid"] for _ in range(400))
+        assert len(counts) == 4
+        assert max(counts.values()) <= 1.3 * 100
+
+
+def test_new_sessions_by_hash_of_the_clients_address():
+    with Server(*APP, "-w", "4", "--sticky-balance", "hash") as server:
+        where = {source: json.loads(server.get(source=source).body)["pid"] for source in addresses(40)}
+        assert len(set(where.values())) == 4
+        for source, pid in where.items():
+            assert json.loads(server.get(source=source).body)["pid"] == pid
+
+
+def test_busy_workers_get_fewer_sessions():
+    with Server(*APP, "-w", "4") as server:
+        ready(server, 4)
+        session = new(server)
+        held = []
+        for _ in range(20):
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            connection.sendall(f"GET /hold?session_id={session['id']} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+            held.append(connection)
+        server.wait_for_log("holding", count=20)
+        assert session["pid"] not in {new(server)["pid"] for _ in range(15)}
+        (server.folder / "release").touch()
+        for connection in held:
+            connection.recv(12)
+            connection.close()
+
+
+# --- Engine.IO ---
+
+
+def ask(connection: http.client.HTTPConnection, *request, **kwargs) -> tuple[int, bytes]:
+    """Send a request on a kept-alive connection."""
+    connection.request(*request, **kwargs)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def handshake(server: Server) -> str:
+    return json.loads(server.get(POLL).body[1:])["sid"]
+
+
+def test_engineio_ids_carry_their_owner_and_tell_nothing():
+    with Server(*ENGINEIO, "-w", "4") as server:
+        ids = [handshake(server) for _ in range(200)]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{28}", sid) for sid in ids)  # Engine.IO's own 20 characters, and the tag
+    assert len({sid[:16] for sid in ids}) == 200
+    assert len({sid[-8:] for sid in ids}) == 200
+    for position in range(20, 28):
+        assert len({sid[position] for sid in ids}) > 30  # 64 would be all of the alphabet
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)])
+def test_a_session_on_another_sessions_connection(options: tuple[str, ...]):
+    """Two handshakes on two connections, then a request of the first session on the second connection."""
+    with Server(*ENGINEIO, "-w", "4", "--keep-alive", "30", *options) as server:
+        for _ in range(12):
+            pair = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(2)]
+            sids = [json.loads(ask(connection, "GET", POLL)[1][1:])["sid"] for connection in pair]
+            for sid, connection in zip(sids, reversed(pair), strict=True):
+                assert ask(connection, "POST", f"{POLL}&sid={sid}", body="40") == (200, b"OK")
+            for connection in pair:
+                connection.close()
+
+
+def test_a_lost_session_is_engineios_400():
+    with Server(*ENGINEIO, "-w", "2") as server:
+        assert request(server.port, f"{POLL}&sid=garbage").status == 400
+        sid = handshake(server)
+        assert request(server.port, f"{POLL}&sid={sid}").status == 200
+        for pid in server.booted("worker"):
+            os.kill(pid, signal.SIGKILL)
+        assert request(server.port, f"{POLL}&sid={sid}").status == 400
+
+
+# --- cookies ---
+
+
+def cookie_of(response) -> str | None:
+    cookie = response.headers.get("Set-Cookie", "")
+    match = re.match(r"gunicorn_sticky=([\w-]+); Path=/; HttpOnly; SameSite=Lax$", cookie)
+    return match.group(1) if match else None
+
+
+def test_cookie():
+    with Server(*STICKY, "--sticky-by", "cookie", "-w", "4", "whoami:app") as server:
+        clients = {}
+        for _ in range(40):
+            response = server.get()
+            clients[cookie_of(response)] = json.loads(response.body)["pid"]
+        assert None not in clients
+        assert len(set(clients.values())) > 1
+        for cookie, pid in clients.items():
+            response = server.get(headers={"Cookie": f"a=b; gunicorn_sticky={cookie}"})
+            assert json.loads(response.body)["pid"] == pid
+            assert response.headers["Set-Cookie"] is None
+        forged = server.get(headers={"Cookie": f"gunicorn_sticky={cookie[::-1]}"})
+        assert forged.status == 200
+        assert cookie_of(forged)
+        os.kill(pid, signal.SIGKILL)
+        renewed = server.get(headers={"Cookie": f"gunicorn_sticky={cookie}"})
+        assert renewed.status == 200
+        assert cookie_of(renewed)
+
+
+def test_cookie_on_a_kept_alive_connection_of_many_clients():
+    with Server(*STICKY, "--sticky-by", "cookie", "-w", "4", "--keep-alive", "30", "whoami:app") as server:
+        clients = {}
+        for _ in range(30):
+            response = server.get()
+            clients[cookie_of(response)] = json.loads(response.body)["pid"]
+        assert len(set(clients.values())) > 1
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        for cookie, pid in clients.items():
+            connection.request("GET", "/", headers={"Cookie": f"gunicorn_sticky={cookie}"})
+            response = connection.getresponse()
+            assert json.loads(response.read())["pid"] == pid
+            assert response.headers["Set-Cookie"] is None
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        response.read()
+        assert cookie_of(response)
+        connection.close()
+
+
+def test_cookie_name_and_https():
+    options = ("--sticky-by", "cookie", "--sticky-cookie", "where", "--forwarded-allow-ips", "*")
+    with Server(*STICKY, *options, "whoami:app") as server:
+        cookie = server.get(headers={"X-Forwarded-Proto": "https"}).headers["Set-Cookie"]
+        assert re.fullmatch(r"where=[\w-]+; Path=/; HttpOnly; SameSite=Lax; Secure", cookie)
+
+
+def test_cookie_in_a_browser():
+    """A visitor stays with one worker over reloads of a page, and other visitors go elsewhere."""
+    folder = TESTS / "browser"
+    npm_ci(folder)
+    with Server(*STICKY, "--sticky-by", "cookie", "-w", "4", "whoami:app") as server:
+        command = ["node", str(folder / "cookie.mjs"), f"http://127.0.0.1:{server.port}"]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
+    visitors = json.loads(output)
+    assert len(visitors) == 8
+    for visitor in visitors:
+        assert len(visitor["workers"]) == 5
+        assert len(set(visitor["workers"])) == 1
+        (cookie,) = visitor["cookies"]
+        assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("gunicorn_sticky", True, "Lax")
+    assert len({visitor["workers"][0] for visitor in visitors}) > 1
