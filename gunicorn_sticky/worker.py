@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 LINGER = 2.0
 #: Seconds to wait, and between two tries, if the channel to the dispatcher is full.
 HAND_OVER = 30.0
+RETRY = 0.005
 #: By how many requests a worker may be busier than another one before it passes new sessions on.
 SLACK = 2
-RETRY = 0.005
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
-        if self._server is not None:
+        if self._server is not None:  # the slot's inbox was first
             return OwnInboxServer(inbox, handle=self._handle, spawn=spawn, **ssl_args)
         self._server = InboxServer(inbox, handle=self._handle, spawn=spawn, **ssl_args)
         self._open(self.alive)
