@@ -14,8 +14,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent.server import StreamServer
-from gevent.socket import socket as GeventSocket
 from gunicorn.errors import HaltServer
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
@@ -26,6 +24,7 @@ from .answer import answer
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
 from .head import MAX_HEAD, Incomplete
+from .inbox import Inbox, InboxServer, OwnInboxServer
 from .request import request_class
 from .session import Ids
 
@@ -73,64 +72,6 @@ class _Served:
         self.key = parcel.key
         #: What Gunicorn has parsed from the PROXY header.
         self.proxy = parcel.proxy
-
-
-class Inbox:
-    """The receiving end of a channel, in the place of a listening socket."""
-
-    family = -1
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self.receive = channel.receive
-        self.fileno = channel.fileno
-        self.close = channel.close
-
-    def accept(self) -> None:
-        """What gevent knows a listener by; connections are taken by `InboxServer.do_read`."""
-        raise NotImplementedError
-
-    def getsockname(self) -> str:
-        """Return what gevent calls the server's address."""
-        return "inbox"
-
-    def setblocking(self, flag: bool) -> None:
-        """Do nothing: receiving never blocks."""
-
-
-class InboxServer(StreamServer):  # type: ignore[misc]
-    """gevent's server over an inbox. It stops accepting as soon as it is told to drain."""
-
-    draining = False
-
-    def do_read(self) -> tuple[Any, Any] | None:
-        """Take one connection, as `gevent.server.StreamServer.do_read` does with ``accept()``."""
-        received = self.socket.receive()
-        if received is None:
-            return None
-        fd, parcel = received
-        if not isinstance(parcel.listener, tuple):
-            family = socket.AF_UNIX
-        else:
-            family = socket.AF_INET if len(parcel.listener) == 2 else socket.AF_INET6
-        return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), parcel
-
-    def start_accepting(self) -> None:
-        """Accept, unless it is too late."""
-        if not self.draining:
-            super().start_accepting()
-
-    def drain(self) -> None:
-        """Accept no more."""
-        self.draining = True
-        self.stop_accepting()
-
-
-class OwnInboxServer(InboxServer):
-    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives."""
-
-    def close(self) -> None:
-        """Do nothing: Gunicorn's worker closes its servers when it begins to drain."""
 
 
 class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
