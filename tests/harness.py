@@ -68,6 +68,7 @@ class Server:
         env: additional environment variables
         bind: what to pass as --bind; None if `args` or `config` do so
         pass_fds: descriptors that the server inherits
+        control_socket: whether to open one, named "control" in the working directory
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Server:
         env: Mapping[str, str] | None = None,
         bind: str | None = "127.0.0.1:0",
         pass_fds: Sequence[int] = (),
+        control_socket: bool = False,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gunicorn-sticky-")
         self.folder = Path(self._folder.name)
@@ -89,7 +91,7 @@ class Server:
                 [
                     *(command or [str(BIN / "gunicorn")]),
                     *(("--bind", bind) if bind else ()),
-                    "--no-control-socket",
+                    *(("--control-socket", "control") if control_socket else ("--no-control-socket",)),
                     *args,
                 ],
                 cwd=self.folder,

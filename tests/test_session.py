@@ -194,6 +194,13 @@ def test_a_session_on_another_sessions_connection(options: tuple[str, ...]):
                 connection.close()
 
 
+def test_engineio_imported_by_the_first_request():
+    with Server(*STICKY, "--sticky-by", "session", "-w", "4", "late_sio_app:app") as server:
+        sids = [handshake(server) for _ in range(20)]
+        for sid in sids:
+            assert server.get(f"{POLL}&sid={sid}", method="POST", body="40").status == 200
+
+
 def test_a_lost_session_is_engineios_400():
     with Server(*ENGINEIO, "-w", "2") as server:
         assert request(server.port, f"{POLL}&sid=garbage").status == 400

@@ -1,0 +1,14 @@
+"""python-socketio, imported when the first request comes."""
+
+import functools
+
+
+@functools.cache
+def load():
+    import socketio
+
+    return socketio.WSGIApp(socketio.Server(async_mode="gevent"))
+
+
+def app(environ, start_response):
+    return load()(environ, start_response)
