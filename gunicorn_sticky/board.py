@@ -64,7 +64,7 @@ class Board:
         return any(self._cells[first : first + SEATS * _ROW : _ROW])
 
     def set_active(self, seat: int, count: int) -> None:
-        """Say how many requests are under way (the worker does)."""
+        """Say how many connections have a request under way (the worker does)."""
         self._cells[seat * _ROW + _ACTIVE] = count
 
     def active(self, slot: int) -> int:

@@ -6,6 +6,7 @@ Nothing else of Gunicorn's gevent worker has to change: pool, back-pressure, TLS
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gevent.server import StreamServer
@@ -42,11 +43,17 @@ class InboxServer(StreamServer):  # type: ignore[misc]
 
     draining = False
 
+    def __init__(self, inbox: Inbox, taken: Callable[[], None], **kwargs: Any) -> None:
+        #: Called for each connection that is taken.
+        self._taken = taken
+        super().__init__(inbox, **kwargs)
+
     def do_read(self) -> tuple[Any, Any] | None:
         """Take one connection, as `gevent.server.StreamServer.do_read` does with ``accept()``."""
         received = self.socket.receive()
         if received is None:
             return None
+        self._taken()
         fd, parcel = received
         if not isinstance(parcel.listener, tuple):
             family = socket.AF_UNIX

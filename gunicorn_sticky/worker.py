@@ -64,9 +64,11 @@ class Seat:
 class _Served:
     """A connection that this worker serves now."""
 
-    __slots__ = ("key", "parcel", "proxy")
+    __slots__ = ("busy", "key", "parcel", "proxy")
 
     def __init__(self, parcel: Parcel) -> None:
+        #: Whether a request is under way: from the moment it was taken, for the first one.
+        self.busy = True
         self.parcel = parcel
         #: The key of the request that is served now.
         self.key = parcel.key
@@ -94,7 +96,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self._seat = seat
         self.slot = seat.slot if seat else 0
         self.seat = seat.number if seat else 0
-        #: Requests under way.
+        #: Connections with a request under way.
         self._active = 0
         if seat:
             self._affinity = settings.affinity(self.cfg)
@@ -172,17 +174,24 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
 
         self.wsgi = wsgi
 
-    def handle_request(self, *args: Any) -> Any:
-        """Serve a request, and count it while that takes."""
-        if self._seat is None or not self._affinity.by_session:
-            return super().handle_request(*args)
-        self._active += 1
-        self._seat.board.set_active(self.seat, self._active)
+    def handle_request(self, listener_name: Any, request: Any, client: Any, address: Any) -> Any:
+        """Serve a request, and count its connection while that takes."""
+        served = self._served.get(client)
+        if served is not None and not served.busy:
+            served.busy = True
+            self._count(1)
         try:
-            return super().handle_request(*args)
+            return super().handle_request(listener_name, request, client, address)
         finally:
-            self._active -= 1
-            self._seat.board.set_active(self.seat, self._active)
+            if served is not None:
+                served.busy = False
+                self._count(-1)
+
+    def _count(self, change: int = 1) -> None:
+        """Count the connections with a request under way, for whoever balances new sessions."""
+        assert self._seat
+        self._active += change
+        self._seat.board.set_active(self.seat, self._active)
 
     def _with_cookie(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Return a start_response that also sets our cookie (RFC 6265)."""
@@ -198,8 +207,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
         if self._server is not None:  # the slot's inbox was first
-            return OwnInboxServer(inbox, handle=self._handle, spawn=spawn, **ssl_args)
-        self._server = InboxServer(inbox, handle=self._handle, spawn=spawn, **ssl_args)
+            return OwnInboxServer(inbox, self._count, handle=self._handle, spawn=spawn, **ssl_args)
+        self._server = InboxServer(inbox, self._count, handle=self._handle, spawn=spawn, **ssl_args)
         self._open(self.alive)
         return self._server
 
@@ -216,6 +225,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
                 self.handle(listener, client, parcel.address)
         finally:
             del self._served[client]
+            if served.busy:
+                self._count(-1)
 
     def _before_request(self, unreader: Any, number: int) -> int:
         """Prepare Gunicorn's parser for a request, or hand the connection over; see request.py.
