@@ -137,7 +137,8 @@ class Dispatcher:
         self.log = log
         self.heartbeat = heartbeat
         self.ppid = os.getppid()
-        self.draining = False
+        self._told_to_drain = False
+        self._draining = False
 
         self._reader = reader(plan.affinity, plan.secret)
         self._route: HashRoute | SessionRoute
@@ -177,7 +178,10 @@ class Dispatcher:
             self._watch(channel.fileno(), _EPOLLIN, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
 
         ticked = 0.0
-        while not (self.draining and self._idle()):
+        while not (self._draining and self._idle()):
+            if self._told_to_drain and not self._draining:
+                self._stop()
+                continue
             for fd, events in self._epoll.poll(self._patience()):
                 if handler := self._watched.get(fd):
                     handler(events)
@@ -193,10 +197,11 @@ class Dispatcher:
             self._expire(now)
 
     def drain(self) -> None:
-        """Accept no more, and end the loop when every connection has found its way."""
-        if self.draining:
-            return
-        self.draining = True
+        """Accept no more, and end the loop when every connection has found its way. May be called at any time."""
+        self._told_to_drain = True  # and no more: a signal may come anywhere in the loop
+
+    def _stop(self) -> None:
+        self._draining = True
         self._stop_accepting()
         for listener in self._listeners:
             listener.socket.close()

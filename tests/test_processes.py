@@ -205,6 +205,20 @@ def test_ttin_and_ttou_move_few_clients():
         assert set(server.alive("worker")) == kept  # the worker of the highest slot went, not the oldest one
 
 
+def test_workers_added_and_removed_in_quick_succession():
+    """Each dispatcher is told to drain while it starts."""
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        before = slots(server)
+        for number in (signal.SIGTTIN, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTTOU) * 3:
+            handled = server.log.count("Handling signal")
+            server.send_signal(number)
+            wait_for(lambda: server.log.count("Handling signal") > handled, "the signal to be handled")  # noqa: B023
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        wait_for(lambda: len(server.alive("worker")) == 2, "two workers")
+        assert slots(server) == before
+        assert "Exception" not in server.log
+
+
 def test_the_control_socket_adds_and_removes_workers():
     with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
         before = slots(server)
