@@ -222,6 +222,7 @@ def cookie_of(response) -> str | None:
 
 def test_cookie():
     with Server(*STICKY, "--sticky-by", "cookie", "-w", "4", "whoami:app") as server:
+        ready(server, 4)
         clients = {}
         for _ in range(40):
             response = server.get()
@@ -243,6 +244,7 @@ def test_cookie():
 
 def test_cookie_on_a_kept_alive_connection_of_many_clients():
     with Server(*STICKY, "--sticky-by", "cookie", "-w", "4", "--keep-alive", "30", "whoami:app") as server:
+        ready(server, 4)
         clients = {}
         for _ in range(30):
             response = server.get()
@@ -273,6 +275,7 @@ def test_cookie_in_a_browser():
     folder = TESTS / "browser"
     npm_ci(folder)
     with Server(*STICKY, "--sticky-by", "cookie", "-w", "4", "whoami:app") as server:
+        ready(server, 4)
         command = ["node", str(folder / "cookie.mjs"), f"http://127.0.0.1:{server.port}"]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
     visitors = json.loads(output)
