@@ -105,9 +105,11 @@ def succeeded(result: dict[str, Any], by: str, mode: str) -> bool:
 @pytest.mark.parametrize("client", ["python", "javascript"], indirect=True)
 def test_every_client_connects_and_stays(server: Server, by: str, client: list[str]):
     with ThreadPoolExecutor() as pool:  # all modes at once, for the sake of time
-        for results in pool.map(lambda mode: connect(client, server, by, mode), MODES):
-            workers = {(answer["slot"], answer["pid"]) for result in results for answer in result["answers"]}
-            assert sorted(slot for slot, _ in workers) == list(range(WORKERS))
+        modes = list(pool.map(lambda mode: connect(client, server, by, mode), MODES))
+    # By session, a worker that is busy with the clients of one mode gets fewer of another's.
+    for results in [list(itertools.chain(*modes))] if by == "session" else modes:
+        workers = {(answer["slot"], answer["pid"]) for result in results for answer in result["answers"]}
+        assert sorted(slot for slot, _ in workers) == list(range(WORKERS))
 
 
 @pytest.fixture(scope="session")
