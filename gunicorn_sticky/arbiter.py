@@ -23,17 +23,20 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
 from . import settings
-from .board import SEATS, Board
+from .board import RUNNING, SEATS, STOPPED, STOPPING, Board
+from .seat import Seat
 from .session import OWNERS
 from .slots import SECRET_SIZE
-from .worker import GeventStickyWorker, Seat
+from .worker import GeventStickyWorker
 
-#: Carries the hash's secret to the new master on SIGUSR2.
-SECRET_VARIABLE = "GUNICORN_STICKY_SECRET"
 #: A slot has its worker and one that drains; a third would let max_requests pile up processes.
 WORKERS_PER_SLOT = 2
 #: Seconds between the starts of two dispatchers, if the first one has died.
-RESPAWN = 1.0
+RESPAWN = 0.5
+#: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
+RESPAWN_WORKER = 1.0
+#: Seconds between two looks at the workers, in a new master that waits for them.
+POLL = 0.1
 
 
 class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
@@ -97,23 +100,32 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         Refused: the configuration cannot work
     """
 
+    _last_logged_active_worker_count: int | None
+
     def __init__(self, app: Any) -> None:
-        secret = os.environ.pop(SECRET_VARIABLE, None)
-        self._secret = bytes.fromhex(secret) if secret else os.urandom(SECRET_SIZE)
+        # Imported here: they need Linux.
+        from .channel import Channel
+        from .upgrade import VARIABLE, Legacy
+
+        legacy = Legacy.received(os.environ.pop(VARIABLE, None))
+        self._secret = legacy.secret if legacy else os.urandom(SECRET_SIZE)
         #: By slot. They are kept when the slot goes: what is in them is routed anew.
         self._channels: list[Any] = []
-        #: By seat, see board.py.
+        #: By session, by seat, see board.py; also those of the master that started this one.
         self._seat_channels: list[Any] = []
-        self._board = Board()
-        #: Workers are numbered from here, so that an upgraded master does not take the old one's numbers for its own.
-        self._first_owner = secrets.randbelow(OWNERS)
-        #: By which workers hand back connections whose next request belongs to another slot.
-        self._returns: Any = None
+        self._other_seat_channels: list[Any] = legacy.seat_channels if legacy else []
+        #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
+        self._returns = legacy.returns if legacy else Channel()
+        self._board = legacy.board if legacy else Board()
+        #: Workers are numbered from here, so that no two masters that know each other have the same number.
+        self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._dispatcher: _Process | None = None
         #: Dispatchers that drain.
         self._retired: list[_Process] = []
         #: When the next one may start, if the last one has died.
         self._not_before = 0.0
+        #: By slot, when its next worker may start, if the last one has died while it booted.
+        self._worker_not_before: dict[int, float] = {}
         self.worker_class: Any = None
         super().__init__(app)
 
@@ -126,7 +138,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         omitted = isinstance(app.cfg.workers, settings.Omitted)
         if omitted:
             app.cfg.set("workers", settings.available_cpus())
-        app.cfg.env_orig[SECRET_VARIABLE] = self._secret.hex()  # reexec() starts the new master with this
         before = self.worker_class
         super().setup(app)
         if omitted:
@@ -166,7 +177,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _spawn_worker(self, slot: int) -> Any:
         self._open_channels(slot + 1)
-        before = self._workers_of(slot)
         worker_class = self.worker_class
         number = self._free_seat(slot)
         owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
@@ -177,19 +187,20 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             secret=self._secret,
             board=self._board,
             channel=self._channels[slot],
-            own_channel=self._seat_channels[number],
+            own_channel=self._seat_channels[number] if self._by_session() else None,
             returns=self._returns,
             leave=functools.partial(self._leave, slot, number),
         )
         self._board.take(number, owner)
+        self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
-            pid = super().spawn_worker()
+            return super().spawn_worker()
         finally:
             self.worker_class = worker_class
-        for worker in before:  # from now on there are two at one channel
-            self.kill_worker(worker.pid, signal.SIGTERM)
-        return pid
+
+    def _by_session(self) -> bool:
+        return settings.affinity(self.cfg).by_session
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a worker a signal. SIGTERM is lost on a worker that is still booting, so that is told in two ways."""
@@ -200,24 +211,25 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _open_channels(self, count: int) -> None:
         from .channel import Channel
 
-        if self._returns is None:
-            self._returns = Channel()
         while len(self._channels) < count:
             self._channels.append(Channel())
-            self._seat_channels += [Channel() for _ in range(SEATS)]
+        while self._by_session() and len(self._seat_channels) < len(self._channels) * SEATS:
+            self._seat_channels.append(Channel())
         self._board.slots = len(self._channels)
 
     def _free_seat(self, slot: int) -> int:
-        """Return a seat of `slot` that no worker has; if there is none, the oldest worker's, which ends here."""
+        """Return a seat of `slot` that no worker has; if there is none, one whose worker has to end here."""
         self._leave_seats()
         seats = range(slot * SEATS, (slot + 1) * SEATS)
         owners = self._board.owners()
         for seat in seats:
             if not owners[seat]:
                 return seat
-        oldest = self._workers_of(slot)[0]
-        self.kill_worker(oldest.pid, signal.SIGKILL)
-        return int(oldest.seat)
+        board, taker = self._board, self._board.taker(slot)
+        # Who boots has an older configuration and serves nobody yet; the slot's clients are at its taker.
+        victim = min(self._workers_of(slot), key=lambda w: (w.seat == taker, not board.is_booting(w.seat), w.age))
+        self.kill_worker(victim.pid, signal.SIGKILL)
+        return int(victim.seat)
 
     def _leave_seats(self) -> None:
         """Take the seats from workers that are gone."""
@@ -230,7 +242,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """In a new worker, close what belongs to the arbiter and to other slots."""
         for listener in self.LISTENERS:
             listener.close()
-        for channels, own in ((self._channels, slot), (self._seat_channels, seat)):
+        for channels, own in ((self._channels, slot), (self._seat_channels, seat), (self._other_seat_channels, None)):
             for number, channel in enumerate(channels):
                 if number == own:
                     channel.close_sender()
@@ -240,17 +252,49 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
+        now = time.monotonic()
         for slot in range(self.num_workers):
             workers = self._workers_of(slot)
-            if len(workers) < WORKERS_PER_SLOT and not any(worker.alive for worker in workers):
+            if any(self._stays(worker) for worker in workers) or len(workers) >= WORKERS_PER_SLOT:
+                continue
+            if now >= self._worker_not_before.get(slot, 0.0):
                 self._spawn_worker(slot)
         self._manage_dispatcher()
+        self._dismiss_workers()
+        self._manage_charge()
+        self._report()
+
+    def _stays(self, worker: Any) -> bool:
+        """Tell whether a worker takes the connections of its slot, or will as soon as it has booted."""
+        if worker.leaving or not worker.alive:
+            return False
+        return self._board.is_booting(worker.seat) or self._board.taker(worker.slot) == worker.seat
+
+    def _dismiss_workers(self) -> None:
+        """Let go the workers whose slot has another one by now, or is no more."""
         for worker in list(self.WORKERS.values()):
-            surplus = worker.slot >= self.num_workers or worker is not self._workers_of(worker.slot)[-1]
-            if surplus and worker.alive:
-                self.kill_worker(worker.pid, signal.SIGTERM)
-        if len(self.WORKERS) == self.num_workers:
-            super().manage_workers()  # only to report its metrics: there is nobody to spawn or to kill
+            if not worker.alive:
+                continue
+            if worker.slot >= self.num_workers:
+                self._board.dismiss(worker.slot)
+            elif self._board.is_booting(worker.seat) or self._board.taker(worker.slot) == worker.seat:
+                continue
+            self.kill_worker(worker.pid, signal.SIGTERM)
+
+    def _report(self) -> None:
+        """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does."""
+        count = len(self.WORKERS)
+        if self._last_logged_active_worker_count != count:
+            self._last_logged_active_worker_count = count
+            self.log.debug("%d workers", count, extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"})
+        if self.cfg.enable_backlog_metric:
+            backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
+            backlog += sum(channel.queued() for channel in [*self._channels, *self._seat_channels])
+            self.log.debug(
+                "socket backlog: %d",
+                backlog,
+                extra={"metric": "gunicorn.backlog", "value": backlog, "mtype": "histogram"},
+            )
 
     # --- the dispatcher ---
 
@@ -278,16 +322,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         heartbeat = WorkerTmp(self.cfg)
         count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
         self._open_channels(count)
+        self._board.count = count
+        self._board.phase = RUNNING
         plan = dispatcher.Plan(
             affinity=settings.affinity(self.cfg),
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),
-            channels=Channels(self._channels[:count], self._seat_channels),
+            channels=Channels(self._channels[:count], self._seat_channels, self._other_seat_channels, self._returns),
             board=self._board,
-            returned=[*self._channels[count:], self._returns],
+            removed=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
-            lane_timeout=self.timeout or 30,
+            slot_timeout=self.timeout or 30,
             lane_size=self.cfg.backlog,
         )
         # The child must not act on a signal before it has handlers of its own.
@@ -326,14 +372,32 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.log.error("Dispatcher (pid:%s) has died (status %s)", pid, status)
             else:
                 self._retired.remove(process)
+        if self._board.phase == STOPPING and not self._retired and not self._dispatcher:
+            self._board.phase = STOPPED
 
     def reap_workers(self) -> None:
         """Reap whoever has died; a dispatcher is replaced at once, also in the middle of a reload."""
         self._reap_dispatchers()
+        before = dict(self.WORKERS)
         super().reap_workers()
+        for pid in before.keys() - self.WORKERS.keys():
+            worker = before[pid]
+            if not (worker.alive and self._board.is_booting(worker.seat)):
+                self._worker_not_before.pop(worker.slot, None)
         self._leave_seats()
-        if self._dispatcher is None and self._channels:
-            self._manage_dispatcher()
+        self._manage_charge()
+        if self._board.phase == RUNNING:
+            self._dismiss_workers()
+            if self._dispatcher is None and self._channels:
+                self._manage_dispatcher()
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        """Wait for signals, but not beyond the moment when there is something to do."""
+        if self._dispatcher is None and (due := self._not_before - time.monotonic()) > 0:
+            timeout = min(timeout, due)
+        if not self._board.in_charge:
+            timeout = min(timeout, POLL)
+        return super().wait_for_signals(timeout)
 
     def murder_workers(self) -> None:
         """Kill whoever hangs."""
@@ -351,13 +415,64 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for process in [*self._retired, *filter(None, [self._dispatcher])]:
             self._kill(process, signal.SIGUSR1)
 
+    # --- stopping, and upgrading ---
+
+    def handle_winch(self) -> None:
+        """Let all workers drain, if daemonized."""
+        if self.cfg.daemon:
+            self._board.phase = STOPPING
+        super().handle_winch()
+
     def stop(self, graceful: bool = True) -> None:
-        """Stop the dispatcher, then the workers."""
-        processes = [*self._retired, *filter(None, [self._dispatcher])]
-        for process in processes:
+        """Stop the dispatcher and the workers, which serve what it still passes on."""
+        self._board.phase = STOPPING
+        if self.master_pid:
+            self._board.other().take_charge()
+        self._retired += filter(None, [self._dispatcher])
+        self._dispatcher = None
+        for process in self._retired:
             self._kill(process, signal.SIGTERM if graceful else signal.SIGQUIT)
-        self._retired, self._dispatcher = processes, None
+        self._reap_dispatchers()
         super().stop(graceful)
         for process in self._retired:
             self._kill(process, signal.SIGKILL)
         self._reap_dispatchers()
+
+    def reexec(self) -> None:
+        """Start a new master, which inherits what both have to know of each other."""
+        from .upgrade import VARIABLE, Legacy
+
+        legacy = Legacy(
+            secret=self._secret,
+            board=self._board,
+            owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
+            returns=self._returns,
+            seat_channels=self._seat_channels,
+        )
+        with legacy.inheritable() as text:
+            self.cfg.env_orig[VARIABLE] = text
+            super().reexec()
+
+    def _manage_charge(self) -> None:
+        """Let one of two masters accept: the new one, once all its slots have workers, or the one that is left."""
+        board = self._board
+        if board.in_charge or board.phase != RUNNING:
+            return
+        alone = self.master_pid == 0 and self.reexec_pid == 0
+        if alone or (self.master_pid and all(board.is_open(slot) for slot in range(self.num_workers))):
+            board.take_charge()
+            self.log.info("%s accepts connections now", self.master_name)
+
+    def maybe_promote_master(self) -> None:
+        """Be the only master, when the old one has gone."""
+        before = self.master_pid
+        super().maybe_promote_master()
+        if before and not self.master_pid:
+            self._board.other().vacate()
+            self._manage_charge()
+            self._start_control_server()
+
+    def _start_control_server(self) -> None:
+        """Open the control socket, unless it is the old master's still."""
+        if not self.master_pid:
+            super()._start_control_server()

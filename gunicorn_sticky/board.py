@@ -1,27 +1,74 @@
 """What arbiter, dispatcher and workers tell each other at any time: a table in shared memory.
 
-Each cell has one writer, and is written in one piece. A row is a *seat*: a slot has a few of them, because a worker
-that drains keeps its sessions while its successor is there already.
+Each cell is written in one piece. There are two halves, for the two masters that there are during an upgrade (SIGUSR2).
+A half has a row for each *seat*: a slot has a few of them, because a worker that drains keeps its sessions while its
+successor is there already.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 
 #: Seats of a slot.
 SEATS = 3
 MAX_SLOTS = 1024
 
-#: The cells of a row; the fourth is only used in the first row, for the number of slots.
-_OWNER, _OPEN, _ACTIVE, _SLOTS = range(4)
-_ROW = 4
+#: What a half is at: `phase`.
+RUNNING, STOPPING, STOPPED = range(3)
+#: What a worker is at, in its seat.
+_BOOTING, _READY, _LEFT = range(3)
+
+# The first cell of all says which half is in charge. A half has a few cells of its own, a cell for each slot, with the
+# seat, plus one, of the worker that takes its connections, and a row for each seat.
+_SLOTS, _COUNT, _PHASE, _TAKERS = range(4)
+_ROWS = _TAKERS + MAX_SLOTS
+_OWNER, _STATE, _ACTIVE, _ROW = range(4)
+_HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
 
 
 class Board:
-    """The table. Create it before forking."""
+    """One half of the table, for one master and its children. Create it before forking.
 
-    def __init__(self) -> None:
-        self._cells = memoryview(mmap.mmap(-1, MAX_SLOTS * SEATS * _ROW * 8)).cast("Q")
+    Args:
+        fd: the memory of a table that is there already; else a new one is made
+        half: 0 or 1
+    """
+
+    def __init__(self, fd: int | None = None, half: int = 0) -> None:
+        size = (1 + 2 * _HALF) * 8
+        if fd is None:
+            fd = os.memfd_create("gunicorn-sticky")
+            os.ftruncate(fd, size)
+        #: The descriptor of the memory.
+        self.fd = fd
+        self.half = half
+        self._all = memoryview(mmap.mmap(fd, size)).cast("Q")
+        self._cells = self._half(half)
+
+    def _half(self, half: int) -> memoryview:
+        return self._all[1 + half * _HALF : 1 + (half + 1) * _HALF]
+
+    def other(self) -> Board:
+        """Return the other half."""
+        return Board(self.fd, 1 - self.half)
+
+    def clear(self) -> None:
+        """Forget all that is on this half."""
+        self._cells[:] = memoryview(bytes(_HALF * 8)).cast("Q")
+
+    # --- the masters (written by both) ---
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether it is this master that accepts connections."""
+        return self._all[0] == self.half
+
+    def take_charge(self) -> None:
+        """Let this master accept, and the other one not."""
+        self._all[0] = self.half
+
+    # --- the master (written by the arbiter) ---
 
     @property
     def slots(self) -> int:
@@ -32,20 +79,47 @@ class Board:
     def slots(self, count: int) -> None:
         self._cells[_SLOTS] = count
 
+    @property
+    def count(self) -> int:
+        """How many slots there are."""
+        return self._cells[_COUNT]
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._cells[_COUNT] = count
+
+    @property
+    def phase(self) -> int:
+        """RUNNING; STOPPING, while connections may still be on their way to workers; or STOPPED, when none is."""
+        return self._cells[_PHASE]
+
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        self._cells[_PHASE] = phase
+
+    # --- seats (taken and left by the arbiter) ---
+
     def take(self, seat: int, owner: int) -> None:
-        """Give a seat to a worker (the arbiter does)."""
-        self._cells[seat * _ROW + _OPEN] = 0
-        self._cells[seat * _ROW + _ACTIVE] = 0
-        self._cells[seat * _ROW + _OWNER] = owner
+        """Give a seat to a worker."""
+        row = _ROWS + seat * _ROW
+        self._cells[row + _STATE] = _BOOTING
+        self._cells[row + _ACTIVE] = 0
+        self._cells[row + _OWNER] = owner
 
     def leave(self, seat: int) -> None:
-        """Take a seat from a worker that is gone (the arbiter does)."""
-        self._cells[seat * _ROW + _OWNER] = 0
-        self._cells[seat * _ROW + _OPEN] = 0
+        """Take a seat from a worker that is gone."""
+        row = _ROWS + seat * _ROW
+        self._cells[row + _OWNER] = 0
+        self._cells[row + _STATE] = _LEFT
+
+    def vacate(self) -> None:
+        """Take all seats, when their master is gone."""
+        for seat in range(self.slots * SEATS):
+            self.leave(seat)
 
     def owners(self) -> list[int]:
         """Return the numbers of the workers, by seat, with 0 for nobody."""
-        return self._cells[_OWNER : self.slots * SEATS * _ROW : _ROW].tolist()
+        return self._cells[_ROWS + _OWNER : _ROWS + self.slots * SEATS * _ROW : _ROW].tolist()
 
     def seat_of(self, owner: int) -> int | None:
         """Return the seat of a worker, or None if it is gone."""
@@ -54,23 +128,39 @@ class Board:
         except ValueError:
             return None
 
-    def set_open(self, seat: int, is_open: bool) -> None:
-        """Say whether new sessions are welcome (the worker does)."""
-        self._cells[seat * _ROW + _OPEN] = is_open
+    # --- what workers say ---
+
+    def claim(self, slot: int, seat: int) -> None:
+        """Take the connections of a slot from now on, and let its other workers take no more."""
+        self._cells[_ROWS + seat * _ROW + _STATE] = _READY
+        self._cells[_TAKERS + slot] = seat + 1
+
+    def close(self, seat: int) -> None:
+        """Say that new sessions are not welcome any more."""
+        self._cells[_ROWS + seat * _ROW + _STATE] = _LEFT
+
+    def is_booting(self, seat: int) -> bool:
+        """Tell whether a worker has not claimed its slot yet."""
+        return self._cells[_ROWS + seat * _ROW + _STATE] == _BOOTING
+
+    def taker(self, slot: int) -> int:
+        """Return the seat of the worker that takes a slot's connections, or -1 if there has been none."""
+        return self._cells[_TAKERS + slot] - 1
+
+    def dismiss(self, slot: int) -> None:
+        """Let nobody take a slot's connections (the arbiter does)."""
+        self._cells[_TAKERS + slot] = 0
 
     def is_open(self, slot: int) -> bool:
         """Tell whether a slot has a worker that takes new sessions."""
-        first = slot * SEATS * _ROW + _OPEN
-        return any(self._cells[first : first + SEATS * _ROW : _ROW])
+        taker = self._cells[_TAKERS + slot]
+        return taker != 0 and self._cells[_ROWS + (taker - 1) * _ROW + _STATE] == _READY
 
     def set_active(self, seat: int, count: int) -> None:
-        """Say how many connections have a request under way (the worker does)."""
-        self._cells[seat * _ROW + _ACTIVE] = count
+        """Say how many connections have a request under way."""
+        self._cells[_ROWS + seat * _ROW + _ACTIVE] = count
 
     def active(self, slot: int) -> int:
-        """Return how many requests are under way in the worker of a slot that takes new sessions."""
-        first = slot * SEATS * _ROW
-        for row in range(first, first + SEATS * _ROW, _ROW):
-            if self._cells[row + _OPEN]:
-                return self._cells[row + _ACTIVE]
-        return 0
+        """Return how many requests are under way in the worker that takes a slot's connections."""
+        taker = self._cells[_TAKERS + slot]
+        return self._cells[_ROWS + (taker - 1) * _ROW + _ACTIVE] if taker else 0

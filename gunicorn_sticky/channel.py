@@ -10,6 +10,7 @@ import errno
 import marshal
 import posix
 import struct
+import sys
 
 # The C sockets: an application that is preloaded may have replaced those of `socket` by gevent's.
 from _socket import (
@@ -20,8 +21,11 @@ from _socket import (
     MSG_NOSIGNAL,
     SCM_RIGHTS,
     SOL_SOCKET,
+    socket,
     socketpair,
 )
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
 #: More than any message takes: a head of `head.MAX_HEAD` bytes and a read too many, two socket addresses, a key.
@@ -31,6 +35,8 @@ _FD = struct.Struct("i")
 _FD_SPACE = CMSG_SPACE(_FD.size)
 #: The kernel's limits on descriptors in flight and on memory: they pass (see unix(7)).
 _FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+#: What a message takes of the kernel's memory, in bytes, unless its key is long or it carries what was read.
+_COST = 768
 
 
 class Parcel(NamedTuple):
@@ -53,22 +59,32 @@ class Parcel(NamedTuple):
 class Channel:
     """The queue of one slot. Each process closes the end that it has no use for."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: tuple[socket, socket] | None = None) -> None:
         # SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets
         from _socket import SOCK_SEQPACKET
 
-        self._out, self._in = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._out, self._in = ends or socketpair(AF_UNIX, SOCK_SEQPACKET)
+
+    @classmethod
+    def inherited(cls, sender: int, receiver: int) -> Channel:
+        """Return the channel whose ends have these descriptors."""
+        return cls((socket(fileno=sender), socket(fileno=receiver)))
 
     def fileno(self) -> int:
         """The receiving end, to wait for."""
         return self._in.fileno()
 
-    def sender(self) -> int:
-        """The sending end, to look at."""
-        return self._out.fileno()
+    def filenos(self) -> tuple[int, int]:
+        """Return both ends, the sending one first, for `Channel.inherited`."""
+        return self._out.fileno(), self._in.fileno()
 
-    def send(self, fd: int, parcel: Parcel) -> bool:
-        """Send a descriptor, which the sender still has to close. Return False if the channel is full."""
+    def queued(self) -> int:
+        """Return about how many connections are in the channel."""
+        size = ioctl(self._out.fileno(), TIOCOUTQ, bytes(4))
+        return -(-int.from_bytes(size, sys.byteorder) // _COST)
+
+    def send(self, fd: int, parcel: Parcel) -> OSError | None:
+        """Send a descriptor, which the sender still has to close. Return why not, if the channel is full."""
         try:
             self._out.sendmsg(
                 [marshal.dumps(tuple(parcel))],
@@ -77,9 +93,9 @@ class Channel:
             )
         except OSError as error:
             if error.errno in _FULL:
-                return False
+                return error
             raise
-        return True
+        return None
 
     def receive(self) -> tuple[int, Parcel] | None:
         """Take the next connection, or None if there is none.

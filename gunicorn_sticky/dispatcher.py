@@ -46,12 +46,12 @@ from typing import Any
 from gevent.monkey import get_original
 
 from .affinity import Affinity, Missing, reader
-from .answer import answer
-from .board import Board
+from .board import RUNNING, Board
 from .channel import Channel, Parcel
 from .head import MAX_HEAD, Incomplete
 from .key import peer_key
 from .proxy import Malformed
+from .refusal import Notices, answer
 from .route import Channels, HashRoute, SessionRoute
 
 #: Connections taken from one listener before others get their turn.
@@ -60,6 +60,8 @@ ACCEPT_BATCH = 64
 LINGER = 2.0
 #: Seconds between two looks at the parent process and two heartbeats.
 TICK = 1.0
+#: Seconds between two looks at the board, while another master is in charge.
+ALERT = 0.1
 #: Seconds until something that was full is tried again: a channel, or the table of open files.
 RETRY = 0.01
 #: A head that comes in more pieces than this is only looked at every `SLOW` seconds: each look reads all of it.
@@ -86,13 +88,13 @@ class Plan:
     channels: Channels
     #: Who has which seat.
     board: Board
-    #: Channels of slots that are no more, and the one that workers hand connections back by: what is in them is routed
-    #: anew.
-    returned: Sequence[Channel]
+    #: Channels of slots that are no more: what is in them is routed anew.
+    removed: Sequence[Channel]
     #: Seconds for a connection to show its header.
     header_timeout: float
-    #: Seconds and number of connections that a full channel may hold up.
-    lane_timeout: float
+    #: Seconds that connections wait for a worker that does not come, or whose channel is full.
+    slot_timeout: float
+    #: Number of connections that a full channel may hold up.
     lane_size: int
 
 
@@ -135,6 +137,7 @@ class Dispatcher:
     def __init__(self, plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
         self.plan = plan
         self.log = log
+        self.notices = Notices(log)
         self.heartbeat = heartbeat
         self.ppid = os.getppid()
         self._told_to_drain = False
@@ -146,14 +149,18 @@ class Dispatcher:
             self._route = SessionRoute(plan.channels, plan.secret, plan.affinity, plan.board)
         else:
             self._route = HashRoute(plan.channels, plan.secret)
-        #: Who had which seat when last seen.
-        self._owners: list[int] = []
+        #: The seats of this master and of the other one, and who had them when last seen.
+        self._seats = [(plan.board, plan.channels.seats), (plan.board.other(), plan.channels.others)]
+        self._owners: list[list[int]] = [[], []]
+        #: Since when slots have had no worker.
+        self._vacant: dict[int, float] = {}
         self._buffer = bytearray(MAX_HEAD)
 
         self._epoll = get_original("select", "epoll")()
         #: Who handles the events of a file descriptor.
         self._watched: dict[int, Callable[[int], object]] = {}
         self._listeners: list[_Listener] = []
+        self._accepting = False
         self._heads: dict[int, _Head] = {}
         #: Of those, the ones in many pieces that something has happened to, and when to look at them all.
         self._slow: dict[int, int] = {}
@@ -173,8 +180,7 @@ class Dispatcher:
                 # With the head on its way, the first look mostly sees it (tcp(7)). What is silent is accepted later.
                 listener.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, int(self.plan.affinity.by != "ip"))
             self._listeners.append(_Listener(listener, listener.getsockname()))
-        self._accept_again()
-        for channel in self.plan.returned:
+        for channel in self.plan.removed:
             self._watch(channel.fileno(), _EPOLLIN, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
 
         ticked = 0.0
@@ -182,6 +188,8 @@ class Dispatcher:
             if self._told_to_drain and not self._draining:
                 self._stop()
                 continue
+            if self._may_accept() != self._accepting:
+                self._turn(not self._accepting)
             for fd, events in self._epoll.poll(self._patience()):
                 if handler := self._watched.get(fd):
                     handler(events)
@@ -191,6 +199,7 @@ class Dispatcher:
             if now - ticked >= TICK:
                 ticked = now
                 self.heartbeat()
+                self._empty_vacant(now)
                 if os.getppid() != self.ppid:
                     self.log.info("Parent changed, shutting down the dispatcher")
                     return
@@ -201,14 +210,24 @@ class Dispatcher:
         self._told_to_drain = True  # and no more: a signal may come anywhere in the loop
 
     def _stop(self) -> None:
+        if self._accepting:
+            self._turn(False)
         self._draining = True
-        self._stop_accepting()
         for listener in self._listeners:
             listener.socket.close()
         self._listeners.clear()
         self._resume_at = None
-        for channel in self.plan.returned:
+        for channel in self.plan.removed:
             self._unwatch(channel.fileno())
+        if self.plan.board.phase == RUNNING:
+            return
+        # Nobody comes after this one: what workers have handed back is routed here, and who is slow has to hurry.
+        returns = self.plan.channels.returns
+        for _ in range(0, returns.queued() + 1, ACCEPT_BATCH):
+            self._reroute(returns)
+        soon = time.monotonic() + LINGER
+        for head in self._heads.values():
+            head.deadline = min(head.deadline, soon)
 
     def wake_by(self, fd: int) -> None:
         """Let the loop look around when the non-blocking `fd` becomes readable (see `signal.set_wakeup_fd`)."""
@@ -223,9 +242,13 @@ class Dispatcher:
     def _patience(self) -> float:
         """Return the seconds until something has to be done in any case."""
         wait = TICK
-        if self._lanes or self._resume_at is not None:
+        if self._lanes:
             wait = RETRY
+        elif not self.plan.board.in_charge:
+            wait = ALERT
         now = time.monotonic()
+        if self._resume_at is not None:
+            wait = min(wait, self._resume_at - now)
         if self._slow:
             wait = min(wait, self._slow_at - now)
         for head in self._heads.values():
@@ -261,7 +284,6 @@ class Dispatcher:
             self._advance(channel, now)
         if self._resume_at is not None and self._resume_at <= now:
             self._resume_at = None
-            self._accept_again()
 
     def _watch(self, fd: int, events: int, handler: Callable[[int], object]) -> None:
         self._watched[fd] = handler
@@ -273,19 +295,28 @@ class Dispatcher:
 
     # --- accepting ---
 
-    def _accept_again(self) -> None:
-        for listener in self._listeners:
-            fd = listener.socket.fileno()
-            if fd not in self._watched:
-                self._watch(fd, _EPOLLIN, lambda _events, listener=listener: self._accept(listener))  # type: ignore[misc]
+    def _may_accept(self) -> bool:
+        """Tell whether connections may be accepted now. What is not stays in the kernel's backlog."""
+        if self._draining or self._resume_at is not None or not self.plan.board.in_charge:
+            return False
+        return not (self._lanes and all(channel in self._lanes for channel in self.plan.channels.slots))
 
-    def _stop_accepting(self) -> None:
+    def _turn(self, on: bool) -> None:
+        """Begin to accept, or stop it. Whoever accepts also routes what workers hand back."""
+        self._accepting = on
+        returns = self.plan.channels.returns
+        handlers: dict[int, Callable[[int], object]] = {returns.fileno(): lambda _events: self._reroute(returns)}
         for listener in self._listeners:
-            fd = listener.socket.fileno()
-            if fd in self._watched:
+            handlers[listener.socket.fileno()] = lambda _events, listener=listener: self._accept(listener)  # type: ignore[misc]
+        for fd, handler in handlers.items():
+            if on:
+                self._watch(fd, _EPOLLIN, handler)
+            else:
                 self._unwatch(fd)
 
     def _accept(self, listener: _Listener) -> None:
+        if not self.plan.board.in_charge:
+            return  # since a moment ago
         family = listener.socket.family
         prefix = self.plan.affinity.ipv6_prefix
         for _ in range(ACCEPT_BATCH):
@@ -314,9 +345,7 @@ class Dispatcher:
                 "ulimit -n",
             )
             return
-        if self._resume_at is None:
-            self.log.error("Dispatcher cannot accept: %s; raise the limit on open files (ulimit -n)", error.strerror)
-        self._stop_accepting()
+        self.notices.warn("ulimit -n", "Dispatcher cannot accept: %s", error.strerror)
         self._resume_at = time.monotonic() + TICK
 
     # --- the head of the first request ---
@@ -357,11 +386,8 @@ class Dispatcher:
                 )
                 return
             except Malformed as error:
-                self.log.warning(
-                    "Closed a connection from %s: malformed PROXY header, %s (setting: proxy_protocol)",
-                    _name(head.address),
-                    error,
-                )
+                text = "Closed a connection from %s: malformed PROXY header, %s"
+                self.notices.warn("proxy_protocol", text, _name(head.address), error)
                 self._forget(head)
                 head.connection.close()
                 return
@@ -406,35 +432,55 @@ class Dispatcher:
         """Pass a connection on, and close it here."""
         channel = self._route.channel(parcel.key)
         lane = self._lanes.get(channel)
-        if lane is None and channel.send(fd, parcel):
-            posix.close(fd)
+        if lane is None and self._send(channel, fd, parcel):
             return
-        waiting = _Waiting(fd, parcel, time.monotonic() + self.plan.lane_timeout)
+        waiting = _Waiting(fd, parcel, time.monotonic() + self.plan.slot_timeout)
         if lane is None:
             self._lanes[channel] = deque([waiting])
         elif len(lane) < self.plan.lane_size:
             lane.append(waiting)
         else:
-            self._refuse_waiting(waiting)
+            self._refuse_waiting(fd, parcel)
+
+    def _send(self, channel: Channel, fd: int, parcel: Parcel) -> bool:
+        """Send a descriptor and close it here, unless the channel is full."""
+        error = channel.send(fd, parcel)
+        if error is None:
+            posix.close(fd)
+            return True
+        if error.errno != errno.EAGAIN:
+            self.notices.warn("ulimit -n", "Dispatcher cannot pass connections on: %s", error.strerror)
+        return False
 
     def _advance(self, channel: Channel, now: float) -> None:
         """Send what waits for a full channel, and refuse who has waited too long."""
         lane = self._lanes[channel]
-        while lane and channel.send(lane[0].fd, lane[0].parcel):
-            posix.close(lane.popleft().fd)
+        while lane and self._send(channel, lane[0].fd, lane[0].parcel):
+            lane.popleft()
         while lane and lane[0].deadline <= now:
-            self._refuse_waiting(lane.popleft())
+            waiting = lane.popleft()
+            self._refuse_waiting(waiting.fd, waiting.parcel)
         if not lane:
             del self._lanes[channel]
 
-    def _refuse_waiting(self, waiting: _Waiting) -> None:
+    def _refuse_waiting(self, fd: int, parcel: Parcel) -> None:
         self._refuse(
-            socket(fileno=waiting.fd),
-            waiting.parcel.address,
+            socket(fileno=fd),
+            parcel.address,
             HTTPStatus.SERVICE_UNAVAILABLE,
             "the worker of this client takes no more connections",
             "workers or worker_connections",
         )
+
+    def _empty_vacant(self, now: float) -> None:
+        """Refuse what waits for a slot that has had no worker for too long."""
+        for slot, channel in enumerate(self.plan.channels.slots):
+            if self.plan.board.is_open(slot):
+                self._vacant.pop(slot, None)
+            elif now - self._vacant.setdefault(slot, now) >= self.plan.slot_timeout:
+                with contextlib.suppress(OSError):  # no descriptors left: next time, maybe
+                    while received := channel.receive():
+                        self._refuse_waiting(*received)
 
     def _reroute(self, channel: Channel) -> bool:
         """Dispatch anew what a removed slot has not taken, or a worker has handed back.
@@ -447,6 +493,7 @@ class Dispatcher:
                 received = channel.receive()
             except OSError as error:
                 self._make_room(error)
+                time.sleep(RETRY)  # the channel stays readable, which would make the loop spin
                 return True
             if received is None:
                 return False
@@ -455,23 +502,23 @@ class Dispatcher:
 
     def _clear_seats(self) -> None:
         """Dispatch anew what was for a worker that is gone. So are its sessions, which the application will say."""
-        owners = self.plan.board.owners()
-        if owners == self._owners:
-            return
-        for seat, (before, now) in enumerate(zip(self._owners, owners, strict=False)):
-            if before and before != now and seat < len(self.plan.channels.seats):
-                channel = self.plan.channels.seats[seat]
-                if self._reroute(channel):
-                    return  # and again, until it is empty
-                for waiting in self._lanes.pop(channel, ()):
-                    self._dispatch(waiting.fd, waiting.parcel)
-        self._owners = owners
+        for half, (board, channels) in enumerate(self._seats):
+            owners = board.owners()
+            if owners == self._owners[half]:
+                continue
+            for channel, before, now in zip(channels, self._owners[half], owners, strict=False):
+                if before and before != now:
+                    if self._reroute(channel):
+                        return  # and again, until it is empty
+                    for waiting in self._lanes.pop(channel, ()):
+                        self._dispatch(waiting.fd, waiting.parcel)
+            self._owners[half] = owners
 
     # --- answering ---
 
     def _refuse(self, connection: socket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
         """Answer a connection ourselves and close it, with one line in the log that names the setting to change."""
-        self.log.warning("Refused a connection from %s: %d, %s (setting: %s)", _name(address), status, message, setting)
+        self.notices.warn(setting, "Refused a connection from %s: %d, %s", _name(address), status, message)
         try:
             if self.plan.tls:
                 connection.close()

@@ -6,14 +6,22 @@ Nothing else of Gunicorn's gevent worker has to change: pool, back-pressure, TLS
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 
+from .board import RUNNING, STOPPING
+
 if TYPE_CHECKING:
     from .channel import Channel
+    from .seat import Seat
+
+#: Seconds between two looks for what is still on its way.
+POLL = 0.02
 
 
 class Inbox:
@@ -39,17 +47,26 @@ class Inbox:
 
 
 class InboxServer(StreamServer):  # type: ignore[misc]
-    """gevent's server over an inbox. It stops accepting as soon as it is told to drain."""
+    """gevent's server over the inbox of a slot, for as long as its connections are this worker's to take.
 
-    draining = False
+    Args:
+        inbox: where connections come from
+        seat: the worker's
+        taken: called for each connection that is taken
+        last_call: seconds to wait, at the end of the server, for what is still on its way
+    """
 
-    def __init__(self, inbox: Inbox, taken: Callable[[], None], **kwargs: Any) -> None:
-        #: Called for each connection that is taken.
+    def __init__(self, inbox: Inbox, seat: Seat, taken: Callable[[], None], last_call: float, **kwargs: Any) -> None:
+        self._seat = seat
         self._taken = taken
+        self._last_call = last_call
         super().__init__(inbox, **kwargs)
 
     def do_read(self) -> tuple[Any, Any] | None:
         """Take one connection, as `gevent.server.StreamServer.do_read` does with ``accept()``."""
+        if not self._may_take():
+            self.stop_accepting()
+            return None
         received = self.socket.receive()
         if received is None:
             return None
@@ -61,19 +78,38 @@ class InboxServer(StreamServer):  # type: ignore[misc]
             family = socket.AF_INET if len(parcel.listener) == 2 else socket.AF_INET6
         return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), parcel
 
-    def start_accepting(self) -> None:
-        """Accept, unless it is too late."""
-        if not self.draining:
-            super().start_accepting()
+    def _may_take(self) -> bool:
+        return self._seat.is_taker()
 
-    def drain(self) -> None:
-        """Accept no more."""
-        self.draining = True
-        self.stop_accepting()
+    def _take_the_rest(self) -> None:
+        """At the end of the server nobody comes after this worker: serve all that has been sent to it."""
+        deadline = time.monotonic() + self._last_call
+        while time.monotonic() < deadline:
+            phase = self._seat.board.phase  # first: what came before STOPPED is seen below
+            try:
+                while received := self.do_read():
+                    self.do_handle(*received)
+            except OSError:
+                pass  # no descriptors left: in a moment, maybe
+            else:
+                if phase != STOPPING:
+                    return
+            gevent.sleep(POLL)
+
+    def close(self) -> None:
+        """Accept no more; Gunicorn's worker calls this when it begins to drain."""
+        if not self.closed and self._seat.board.phase != RUNNING:
+            self._take_the_rest()
+        super().close()
 
 
 class OwnInboxServer(InboxServer):
     """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives."""
 
+    def _may_take(self) -> bool:
+        return True
+
     def close(self) -> None:
-        """Do nothing: Gunicorn's worker closes its servers when it begins to drain."""
+        """Go on, but wait for what is still on its way."""
+        if self._seat.board.phase != RUNNING:
+            self._take_the_rest()

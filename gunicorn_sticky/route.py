@@ -6,19 +6,13 @@ of its own as well, for the requests of the sessions that its worker has minted.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fcntl import ioctl
-from termios import TIOCOUTQ
 
 from .affinity import Affinity
 from .board import Board
 from .channel import Channel
 from .slots import Slots
-
-#: About what a message takes in a channel, in bytes as the kernel counts them.
-_MESSAGE = 1024
 
 
 @dataclass(frozen=True)
@@ -27,8 +21,12 @@ class Channels:
 
     #: One a slot.
     slots: Sequence[Channel]
-    #: One a seat, `board.SEATS` to a slot, also of slots that are no more.
+    #: By session, one a seat, `board.SEATS` to a slot, also of slots that are no more.
     seats: Sequence[Channel]
+    #: The seats of the other master, as far as they are known.
+    others: Sequence[Channel]
+    #: Leads to the dispatcher in charge.
+    returns: Channel
 
 
 class HashRoute:
@@ -50,6 +48,7 @@ class SessionRoute:
         self._channels = channels
         self._slots = Slots(secret, len(channels.slots))
         self._board = board
+        self._other = board.other()
         self._choose = {
             "least-connections": self._least,
             "round-robin": self._next,
@@ -60,9 +59,15 @@ class SessionRoute:
     def channel(self, key: str) -> Channel:
         """Return where a connection with this key goes: the owner's number, or a new client's address."""
         if key.isdecimal():
-            seat = self._board.seat_of(int(key))
-            if seat is not None and seat < len(self._channels.seats):
-                return self._channels.seats[seat]
+            owner, channels = int(key), self._channels
+            for board, seats in ((self._board, channels.seats), (self._other, channels.others)):
+                seat = board.seat_of(owner)
+                if seat is None:
+                    continue
+                if seat < len(seats):
+                    return seats[seat]
+                if not self._board.in_charge:
+                    return channels.returns  # only the other master knows the way
         return self._channels.slots[self._choose(key)]
 
     def _open(self) -> list[int]:
@@ -81,8 +86,7 @@ class SessionRoute:
 
     def _load(self, slot: int) -> int:
         """Return the number of requests that a slot's worker is busy with, or has still to take."""
-        queued = ioctl(self._channels.slots[slot].sender(), TIOCOUTQ, bytes(4))
-        return self._board.active(slot) + -(-int(struct.unpack("i", queued)[0]) // _MESSAGE)
+        return self._board.active(slot) + self._channels.slots[slot].queued()
 
     def _hash(self, key: str) -> int:
         return self._slots.slot_of(key)

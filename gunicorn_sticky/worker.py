@@ -8,8 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +19,19 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from . import _startup, session, settings
 from .affinity import Missing, reader
-from .answer import answer
+from .board import RUNNING
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
 from .head import MAX_HEAD, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
+from .refusal import Notices, answer
 from .request import request_class
 from .session import Ids
+from .slots import Slots
 
 if TYPE_CHECKING:
-    from .board import Board
-    from .channel import Channel, Parcel
+    from .channel import Parcel
+    from .seat import Seat
 
 #: Seconds that a client has to read our answer.
 LINGER = 2.0
@@ -41,30 +42,10 @@ RETRY = 0.005
 SLACK = 2
 
 
-@dataclass(frozen=True)
-class Seat:
-    """A worker's place among the others, given by the arbiter."""
-
-    slot: int
-    #: The seat's number on the board, and the worker's own.
-    number: int
-    owner: int
-    secret: bytes
-    board: Board
-    #: What the slot shares with this worker's predecessors and successors.
-    channel: Channel
-    #: What is for this worker only: requests of its sessions.
-    own_channel: Channel
-    #: For connections whose next request belongs to another slot.
-    returns: Channel
-    #: Closes, in the worker's process, what it has inherited and must not keep.
-    leave: Callable[[], None]
-
-
 class _Served:
     """A connection that this worker serves now."""
 
-    __slots__ = ("busy", "key", "parcel", "proxy")
+    __slots__ = ("busy", "count", "key", "parcel", "proxy")
 
     def __init__(self, parcel: Parcel) -> None:
         #: Whether a request is under way: from the moment it was taken, for the first one.
@@ -72,6 +53,8 @@ class _Served:
         self.parcel = parcel
         #: The key of the request that is served now.
         self.key = parcel.key
+        #: Of how many slots this worker's is known to be the key's.
+        self.count = 0
         #: What Gunicorn has parsed from the PROXY header.
         self.proxy = parcel.proxy
 
@@ -83,11 +66,15 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         gunicorn.errors.HaltServer: made by an arbiter that is not ours
     """
 
+    nr: int
+    max_requests: int
+
     def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
         if seat is None and sys.platform == "linux":
             raise HaltServer("a reload cannot make a running server sticky: restart it", 1)
-        #: One byte that the arbiter's copy of this object shares with the worker's.
-        self._alive = mmap.mmap(-1, 1)
+        #: Two flags that the arbiter's copy of this object shares with the worker's: alive, and leaving.
+        self._flags = mmap.mmap(-1, 2)
+        self._seat: Seat | None = None
         self._server: InboxServer | None = None
         self.wsgi: Any = None
         #: By the client's socket.
@@ -103,7 +90,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             #: Whether anybody wants to see a connection before its first request.
             self._admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
             self.sockets = [Inbox(seat.channel)]
-            if self._affinity.by_session:
+            if seat.own_channel is not None:
                 self.sockets.append(Inbox(seat.own_channel))
             self.server_class = self._new_server
 
@@ -121,29 +108,47 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
                 "`python -m gunicorn_sticky`, or import gunicorn_sticky before gunicorn"
             )
 
-    # The arbiter has to know when a worker drains, whoever started that: a signal, max_requests, the reloader.
+    # The arbiter has to know when a worker drains, whoever started that: a signal or the reloader.
     @property
     def alive(self) -> bool:
-        """Whether this worker takes connections. Shared with the arbiter."""
-        return self._alive[0] != 0
+        """Whether this worker goes on. Shared with the arbiter."""
+        return self._flags[0] != 0
 
     @alive.setter
     def alive(self, value: bool) -> None:
-        self._alive[0] = value
+        if not value and self._seat and self.nr >= self.max_requests:
+            # max_requests: the slot would stand still until a successor has booted, so go on until then.
+            self._flags[1] = True
+            self.max_requests = sys.maxsize
+            return
+        self._flags[0] = value
         if not value and self._server is not None:
-            self._open(False)
-            self._server.loop.run_callback_threadsafe(self._server.drain)
+            assert self._seat
+            self._seat.board.close(self.seat)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this worker waits for a successor, to be told to stop. Shared with the arbiter."""
+        return self._flags[1] != 0
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Drain on SIGTERM, also in the very moment when max_requests has been reached."""
+        self.max_requests = sys.maxsize
+        super().handle_exit(sig, frame)
 
     def init_process(self) -> None:
         """Prepare the process (`gunicorn.workers.base.Worker.init_process`)."""
         if self._seat:
             self._seat.leave()
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
+            self._notices = Notices(self.log)
             self._reader = reader(self._affinity, self._seat.secret)
+            self._other_board = self._seat.board.other()
+            self._slots = Slots(self._seat.secret, 1), 1
             if self._affinity.by_session:
                 session.minter = Ids(self._seat.secret), self._seat.owner
                 own_engineio_ids()
-            if self._affinity.by != "ip" or self._affinity.proxies:
+            if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
                 RequestParser.mesg_class = request_class(self._before_request, self._after_request)
         use_simple_websocket()
         super().init_process()
@@ -205,16 +210,17 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
 
     def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""
-        ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
-        if self._server is not None:  # the slot's inbox was first
-            return OwnInboxServer(inbox, self._count, handle=self._handle, spawn=spawn, **ssl_args)
-        self._server = InboxServer(inbox, self._count, handle=self._handle, spawn=spawn, **ssl_args)
-        self._open(self.alive)
-        return self._server
-
-    def _open(self, is_open: bool) -> None:
         assert self._seat
-        self._seat.board.set_open(self._seat.number, is_open)
+        ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
+        first = self._server is None  # the slot's inbox
+        server = (InboxServer if first else OwnInboxServer)(
+            inbox, self._seat, self._count, self.cfg.graceful_timeout, handle=self._handle, spawn=spawn, **ssl_args
+        )
+        if first:
+            self._server = server
+            if self.alive or self._seat.board.phase != RUNNING:
+                self._seat.board.claim(self.slot, self.seat)
+        return server
 
     def _handle(self, client: Any, parcel: Any) -> None:
         """Serve one connection, in its greenlet."""
@@ -287,17 +293,34 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         assert self._seat
         return key == str(self._seat.owner)
 
+    def _is_mine_by_hash(self, key: str, served: _Served) -> bool:
+        """Tell whether a key belongs to the slot of this worker, by the number of slots that there are now."""
+        assert self._seat
+        count = self._seat.board.count
+        if key == served.key and count == served.count:
+            return True
+        slots, known = self._slots
+        if known != count:
+            slots = Slots(self._seat.secret, count)
+            self._slots = slots, count
+        if slots.slot_of(key) != self.slot:
+            return False
+        served.count = count
+        return True
+
     def _serves(self, key: str, served: _Served) -> bool:
         """Tell whether a later request on a connection is for this worker."""
         assert self._seat
+        board = self._seat.board
+        if board.phase != RUNNING:
+            return True  # nobody routes any more
         if not self._affinity.by_session:
-            return key == served.parcel.key
+            return self._is_mine_by_hash(key, served)
         if self._is_mine(key):
             return True
-        board = self._seat.board
-        if key.isdecimal() and board.seat_of(int(key)) is not None:
+        if key.isdecimal() and (board.seat_of(int(key)) is not None or self._other_board.seat_of(int(key)) is not None):
             return False
-        if not self.alive:
+        if not (self.alive and board.in_charge):
             return False  # new sessions go elsewhere
         if self._affinity.balance != "least-connections":
             return True
@@ -310,7 +333,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         assert self._seat
         parcel = served.parcel._replace(key=key, unread=head, proxy=served.proxy)
         deadline = time.monotonic() + HAND_OVER
-        while not self._seat.returns.send(client.fileno(), parcel):
+        while self._seat.returns.send(client.fileno(), parcel) is not None:
             if time.monotonic() > deadline:
                 message = "the dispatcher takes no connections"
                 self._refuse(client, served, HTTPStatus.SERVICE_UNAVAILABLE, message, "workers")
@@ -344,7 +367,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
 
         Closing with bytes unread would reset the connection, and destroy the answer on its way.
         """
-        self.log.warning("Refused a connection with key %s: %d, %s (setting: %s)", served.key, status, message, setting)
+        self._notices.warn(setting, "Refused a connection with key %s: %d, %s", served.key, status, message)
         deadline = time.monotonic() + LINGER
         try:
             client.settimeout(LINGER)

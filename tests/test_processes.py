@@ -344,8 +344,8 @@ def test_only_arbiter_and_dispatcher_have_the_listener():
             def sockets() -> int:
                 return sum(link.startswith("socket:") for link in descriptors(worker))  # noqa: B023
 
-            # Its inboxes and the way back; a client's connection may take a moment to close.
-            wait_for(lambda: sockets() == 3, "connections to close")
+            # Its inbox and the way back; a client's connection may take a moment to close.
+            wait_for(lambda: sockets() == 2, "connections to close")
 
 
 def test_the_dispatcher_gives_up_privileges():
