@@ -74,7 +74,7 @@ $(READY): pyproject.toml | programs
 programs:
 	@missing=; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	for program in chromium npm openssl nginx haproxy; do \
+	for program in chromium curl npm openssl nginx haproxy; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \

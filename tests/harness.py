@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,7 +101,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.pid = self.process.pid
+        self.pid = self._session = self.process.pid
 
     @property
     def log(self) -> str:
@@ -138,6 +138,20 @@ class Server:
         assert response.status == 200, response
         return dict(json.loads(response.body))
 
+    def slots(self, clients: Sequence[str]) -> dict[str, int]:
+        """Return the slot that serves each client."""
+        return {client: self.who(source=client)["slot"] for client in clients}
+
+    def session(self) -> list[int]:
+        """Return the pids of all processes that the server has started and that still run, whoever is their parent."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                state, _parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self._session and state != "Z":
+                    found.append(int(entry.name))
+        return found
+
     def children(self) -> dict[int, str]:
         """Return the processes that the master has forked: their titles, by pid."""
         found = {}
@@ -163,6 +177,11 @@ class Server:
         children = self.children()
         return [pid for pid in self.booted(kind) if pid in children]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the master, which need not be our child, is there."""
+        return Path(f"/proc/{self.pid}").exists()
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
@@ -187,6 +206,22 @@ class Server:
             if exception[0] is not None:
                 print(self.log)
             self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def daemon(*args: str, **kwargs: Any) -> Iterator[Server]:
+    """Start a server with --daemon; `server.pid` is the daemon's."""
+    background = ("--daemon", "--pid", "pid", "--error-logfile", "log")
+    with Server(*background, *args, **kwargs) as server:
+        assert server.process.wait(PATIENCE) == 0, server.log
+        pid = server.folder / "pid"
+        server.pid = int(wait_for(lambda: pid.exists() and pid.read_text(), "the daemon's pid"))
+        try:
+            yield server
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                server.send_signal(signal.SIGTERM)
+            wait_for(lambda: not server.is_running, "the daemon's end")
 
 
 class Response:

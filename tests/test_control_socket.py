@@ -1,0 +1,163 @@
+"""The control socket: every command of `gunicornc` does what it says, and leaves the clients where they belong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
+
+CLIENTS = addresses(12)
+
+
+def control(server: Server, command: str) -> dict[str, Any]:
+    """Let gunicornc send one command, and return the answer."""
+    wait_for((server.folder / "control").exists, "the control socket")
+    tool = [str(BIN / "gunicornc"), "-s", str(server.folder / "control"), "-j", "-c", command]
+
+    def answer() -> dict[str, Any] | None:
+        # While the master forks, its control socket is closed for a moment.
+        done = subprocess.run(tool, capture_output=True, text=True, timeout=PATIENCE)
+        return dict(json.loads(done.stdout)) if done.returncode == 0 else None
+
+    return wait_for(answer, f"an answer to {command}")
+
+
+def ready(server: Server, workers: int, dispatchers: int) -> None:
+    server.wait_for_log("Booting dispatcher", count=dispatchers)
+    wait_for(lambda: len(server.alive("worker")) == workers, f"{workers} workers")
+    wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """A server for commands that only look."""
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+        server.slots(CLIENTS)
+        yield server
+
+
+def test_show_workers(quiet: Server):
+    shown = control(quiet, "show workers")
+    assert shown["count"] == 2
+    assert {worker["pid"] for worker in shown["workers"]} == set(quiet.alive("worker"))
+    assert [worker["age"] for worker in shown["workers"]] == [1, 2]
+    assert all(worker["last_heartbeat"] < 30 for worker in shown["workers"])
+
+
+def test_show_all(quiet: Server):
+    shown = control(quiet, "show all")
+    assert shown["arbiter"]["pid"] == quiet.pid
+    assert {worker["pid"] for worker in shown["web_workers"]} == set(quiet.alive("worker"))
+
+
+def test_show_stats(quiet: Server):
+    shown = control(quiet, "show stats")
+    assert (shown["pid"], shown["workers_current"], shown["workers_target"]) == (quiet.pid, 2, 2)
+    assert (shown["workers_spawned"], shown["reloads"]) == (2, 0)
+
+
+def test_show_config(quiet: Server):
+    shown = control(quiet, "show config")
+    assert shown["workers"] == 2
+    assert "GeventStickyWorker" in shown["worker_class"]
+
+
+def test_show_listeners(quiet: Server):
+    (listener,) = control(quiet, "show listeners")["listeners"]
+    assert listener["address"] == f"http://127.0.0.1:{quiet.port}"
+    assert listener["type"] == "tcp"
+
+
+def test_show_dirty(quiet: Server):
+    assert control(quiet, "show dirty")["enabled"] is False
+
+
+def test_help(quiet: Server):
+    assert "show workers" in json.dumps(control(quiet, "help"))
+
+
+def test_a_command_that_there_is_not(quiet: Server):
+    tool = [str(BIN / "gunicornc"), "-s", str(quiet.folder / "control"), "-c", "sing"]
+    done = subprocess.run(tool, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, "Unknown command" in done.stderr) == (1, True)
+
+
+def test_interactive(quiet: Server):
+    tool = [str(BIN / "gunicornc"), "-s", str(quiet.folder / "control")]
+    home = {"HOME": str(quiet.folder)}  # it writes its history there
+    done = subprocess.run(
+        tool, input="show workers\nquit\n", capture_output=True, text=True, timeout=PATIENCE, env=home
+    )
+    assert done.returncode == 0
+    for worker in quiet.alive("worker"):
+        assert str(worker) in done.stdout
+
+
+def test_workers_are_added_and_removed():
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+        before = server.slots(CLIENTS)
+        assert control(server, "worker add 2")["total"] == 4
+        ready(server, workers=4, dispatchers=2)
+        assert {server.who(source=client)["slot"] for client in addresses(60)} == {0, 1, 2, 3}
+        assert control(server, "worker remove 9")["total"] == 1
+        ready(server, workers=1, dispatchers=3)
+        assert control(server, "worker add")["total"] == 2
+        ready(server, workers=2, dispatchers=4)
+        assert server.slots(CLIENTS) == before
+        assert control(server, "show stats")["workers_current"] == 2
+
+
+def test_a_worker_is_ended_and_replaced_in_its_slot():
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+        before = server.slots(CLIENTS)
+        victim = server.who(source=CLIENTS[0])
+        assert control(server, f"worker kill {victim['pid']}")["killed"] == victim["pid"]
+        wait_for(lambda: server.who(source=CLIENTS[0])["pid"] != victim["pid"], "the successor")
+        wait_for(lambda: victim["pid"] not in server.children(), "the worker's end")
+        assert server.slots(CLIENTS) == before
+        assert len(server.booted("worker")) == 3
+        # The dispatcher is no worker.
+        (dispatcher,) = server.alive("dispatcher")
+        assert control(server, f"worker kill {dispatcher}")["success"] is False
+
+
+def test_reload():
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+        before = server.slots(CLIENTS)
+        old = set(server.alive("worker"))
+        assert control(server, "reload") == {"status": "reloading"}
+        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+        ready(server, workers=2, dispatchers=2)
+        assert server.slots(CLIENTS) == before
+        assert control(server, "show stats")["reloads"] == 1
+
+
+def test_reopen():
+    logs = ("--error-logfile", "log", "--access-logfile", "access.log")
+    with Server(*STICKY, "-w", "2", *logs, "whoami:app", control_socket=True) as server:
+        port, access = server.port, server.folder / "access.log"
+        request(port, "/one")
+        wait_for(lambda: "/one" in access.read_text(), "the request in the log")
+        access.rename(server.folder / "old.log")
+        assert control(server, "reopen") == {"status": "reopening"}
+        wait_for(lambda: (request(port, "/two"), access.exists() and "/two" in access.read_text())[1], "the new file")
+
+
+@pytest.mark.parametrize(("command", "name"), [("shutdown", "term"), ("shutdown quick", "int")])
+def test_shutdown(command: str, name: str):
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+        server.slots(CLIENTS)
+        assert control(server, command)["status"] == "shutting_down"
+        assert server.process.wait(15) == 0
+        assert f"Handling signal: {name}" in server.log
+        assert not server.session()
+        assert not (server.folder / "control").exists()
+
+
+def test_mode_of_the_socket():
+    with Server(*STICKY, "-w", "2", "--control-socket-mode", "0640", "whoami:app", control_socket=True) as server:
+        server.wait_for_log("Control socket listening")
+        assert oct((server.folder / "control").stat().st_mode)[-3:] == "640"

@@ -1,0 +1,97 @@
+"""Gunicorn's dirty arbiter and its workers, beside ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import STICKY, Server, addresses, wait_for
+from test_control_socket import control
+
+CLIENTS = addresses(12)
+
+
+@pytest.fixture
+def arguments() -> Iterator[dict[str, Any]]:
+    """A TMPDIR for each server: Gunicorn keeps a file there that is named after the program, and sockets."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own would make a socket's name too long
+        yield {"env": {"TMPDIR": folder}, "control_socket": True}
+
+
+DIRTY = (*STICKY, "-w", "2", "--dirty-app", "dirty:Task", "--dirty-workers", "2", "dirty:app")
+
+
+def works(server: Server) -> None:
+    server.wait_for_log("Dirty arbiter listening")
+    before = server.slots(CLIENTS)
+    assert set(before.values()) == {0, 1}
+    found = [server.who(source=client) for client in CLIENTS]
+    assert {who["square"] for who in found} == {9}
+    assert {who["slot"] for who in found} == {0, 1}
+    assert not {who["dirty"] for who in found} & {server.pid, *server.alive("worker")}
+    assert server.slots(CLIENTS) == before
+
+
+def test_dirty_workers_work_for_all_workers(arguments):
+    with Server(*DIRTY, **arguments) as server:
+        works(server)
+        assert control(server, "show dirty")["enabled"] is True
+        assert server.stop() == 0
+        assert not server.session()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_quick_stop(arguments, number: int):
+    with Server(*DIRTY, **arguments) as server:
+        works(server)
+        assert server.stop(number, timeout=15) == 0
+        assert not server.session()
+
+
+def test_reload(arguments):
+    with Server(*DIRTY, **arguments) as server:
+        works(server)
+        old = set(server.alive("worker"))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+        server.wait_for_log("Booting dispatcher", count=2)
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        works(server)
+
+
+def test_a_killed_dirty_arbiter_is_replaced(arguments):
+    with Server(*DIRTY, **arguments) as server:
+        works(server)
+        pid = int(server.wait_for_log(r"Spawned dirty arbiter \(pid: (\d+)\)").group(1))
+        before = server.alive("worker"), server.alive("dispatcher")
+        os.kill(pid, signal.SIGKILL)
+        server.wait_for_log("Spawned dirty arbiter", count=2)
+        # Gunicorn's workers know the old one's socket until they are replaced.
+        assert (server.alive("worker"), server.alive("dispatcher")) == before
+        old = set(server.alive("worker"))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+        server.wait_for_log("Booting dispatcher", count=2)
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        server.wait_for_log("Dirty arbiter listening", count=2)
+        works(server)
+
+
+def test_dirty_workers_are_added_and_removed(arguments):
+    with Server(*DIRTY, **arguments) as server:
+        works(server)
+        assert control(server, "dirty add 1")["success"] is True
+        assert control(server, "dirty remove 1")["success"] is True
+        works(server)
+
+
+def test_everything_ends_with_a_killed_master(arguments):
+    with Server(*DIRTY, **arguments) as server:
+        works(server)
+        server.send_signal(signal.SIGKILL)
+        server.process.wait()
+        wait_for(lambda: not server.session(), "all processes to end")

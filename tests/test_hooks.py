@@ -1,0 +1,234 @@
+"""The server hooks: the same ones, in the same order and with the same arguments as under Gunicorn's own arbiter."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+from collections import Counter
+
+import pytest
+from harness import STICKY, Server, request, wait_for
+
+GEVENT = ("-k", "gevent")
+#: Writes a line for each call: who called, the hook's name, and what can be told of its arguments.
+RECORD = """
+import os
+MASTER = os.getpid()
+
+def record(name, *about):
+    who = "master" if os.getpid() == MASTER else str(os.getpid())
+    with open("calls", "a") as calls:
+        print(who, name, *about, file=calls)
+
+def on_starting(server): record("on_starting", server.pid == MASTER, len(server.LISTENERS))
+def on_reload(server): record("on_reload", server.pid == MASTER, len(server.LISTENERS))
+def when_ready(server): record("when_ready", server.pid == MASTER, len(server.LISTENERS))
+def nworkers_changed(server, new, old): record("nworkers_changed", new, old)
+def pre_fork(server, worker): record("pre_fork", worker.age, worker.pid)
+def post_fork(server, worker): record("post_fork", worker.age, worker.pid == os.getpid())
+def post_worker_init(worker): record("post_worker_init", worker.age, worker.wsgi is not None)
+def pre_request(worker, req): record("pre_request", worker.age, req.method, req.path)
+def post_request(worker, req, environ, resp): record("post_request", worker.age, environ["PATH_INFO"], resp.status)
+def worker_int(worker): record("worker_int", worker.age)
+def worker_abort(worker): record("worker_abort", worker.age)
+def worker_exit(server, worker): record("worker_exit", worker.age)
+def child_exit(server, worker): record("child_exit", worker.age, worker.pid != os.getpid())
+def pre_exec(server): record("pre_exec", os.getppid() == MASTER)
+def on_exit(server): record("on_exit", server.pid == MASTER)
+"""
+
+
+def calls(server: Server) -> dict[str, list[str]]:
+    """Return the calls of each process, in their order; workers are named by the age that their hooks tell."""
+    found: dict[str, list[str]] = {}
+    path = server.folder / "calls"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        who, _, call = line.partition(" ")
+        found.setdefault(who, []).append(call)
+    return {who if who == "master" else f"worker {made[0].split()[1]}": made for who, made in found.items()}
+
+
+def wait_for_call(server: Server, call: str, count: int = 1) -> None:
+    wait_for(lambda: sum(made.count(call) for made in calls(server).values()) >= count, f"{call}: {calls(server)}")
+
+
+# Gunicorn's own worker class shows that the order is Gunicorn's.
+both = pytest.mark.parametrize("worker_class", [GEVENT, STICKY], ids=["gevent", "sticky"])
+
+
+@both
+def test_from_start_to_stop(worker_class: tuple[str, ...]):
+    with Server(*worker_class, "-w", "2", "whoami:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        assert server.get("/there").status == 200
+        assert server.stop() == 0
+        made = calls(server)
+    (served,) = (age for age in (1, 2) if f"pre_request {age} GET /there" in made[f"worker {age}"])
+    assert made["master"] == [
+        "nworkers_changed 2 None",
+        "on_starting True 0",
+        "when_ready True 1",
+        "pre_fork 1 [booting]",
+        "pre_fork 2 [booting]",
+        *(call for call in made["master"] if call.startswith("child_exit")),
+        "on_exit True",
+    ]
+    assert {"child_exit 1 True", "child_exit 2 True"} <= set(made["master"])
+    for age in (1, 2):
+        requests = [f"pre_request {age} GET /there", f"post_request {age} /there 200 OK"]
+        assert made[f"worker {age}"] == [
+            f"post_fork {age} True",
+            f"post_worker_init {age} True",
+            *(requests if age == served else []),
+            f"worker_exit {age}",
+        ]
+
+
+@both
+def test_reload(worker_class: tuple[str, ...]):
+    with Server(*worker_class, "-w", "2", "whoami:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        before = len(calls(server)["master"])
+        server.send_signal(signal.SIGHUP)
+        for age in (1, 2):
+            wait_for_call(server, f"child_exit {age} True")
+        made = calls(server)
+        assert made["master"][before : before + 4] == [
+            "nworkers_changed 2 2",
+            "on_reload True 1",
+            "pre_fork 3 [booting]",
+            "pre_fork 4 [booting]",
+        ]
+        assert sorted(made["master"][before + 4 :]) == ["child_exit 1 True", "child_exit 2 True"]
+        for age in (1, 2):
+            assert made[f"worker {age}"][-1] == f"worker_exit {age}"
+
+
+@both
+def test_more_and_fewer_workers(worker_class: tuple[str, ...]):
+    with Server(*worker_class, "-w", "2", "whoami:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        server.send_signal(signal.SIGTTIN)
+        wait_for_call(server, "post_worker_init 3 True")
+        server.send_signal(signal.SIGTTOU)
+        wait_for(lambda: "child_exit" in calls(server)["master"][-1], "the end of a worker")
+        made = calls(server)["master"][-4:]
+        assert made[:3] == ["nworkers_changed 3 2", "pre_fork 3 [booting]", "nworkers_changed 2 3"]
+
+
+@both
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_worker_that_is_interrupted(worker_class: tuple[str, ...], number: int):
+    with Server(*worker_class, "-w", "2", "whoami:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        os.kill(server.booted("worker")[0], number)
+        wait_for_call(server, "post_worker_init 3 True")
+        wait_for_call(server, "child_exit 1 True")
+        made = calls(server)
+        assert made["worker 1"][-2:] == ["worker_int 1", "worker_exit 1"]
+        # A sticky worker's successor need not wait for its end.
+        assert sorted(made["master"][-2:]) == ["child_exit 1 True", "pre_fork 3 [booting]"]
+
+
+@both
+def test_a_worker_that_hangs(worker_class: tuple[str, ...]):
+    with Server(*worker_class, "-w", "2", "--timeout", "1", "process:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            server.get("/spin")
+        server.wait_for_log("WORKER TIMEOUT")
+        made = calls(server)
+        (hung,) = (age for age in (1, 2) if f"pre_request {age} GET /spin" in made[f"worker {age}"])
+        wait_for_call(server, "post_worker_init 3 True")
+        wait_for_call(server, f"child_exit {hung} True")
+        made = calls(server)
+        assert [call for call in made[f"worker {hung}"] if "request" not in call][-2:] == [
+            f"worker_abort {hung}",
+            f"worker_exit {hung}",
+        ]
+        assert sorted(made["master"][-2:]) == [f"child_exit {hung} True", "pre_fork 3 [booting]"]
+        assert server.get().status == 200
+
+
+@both
+def test_upgrade(worker_class: tuple[str, ...]):
+    with Server(*worker_class, "-w", "2", "--pid", "pid", "whoami:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        server.send_signal(signal.SIGUSR2)
+        pid = server.folder / "pid.2"
+        new = int(wait_for(lambda: pid.exists() and pid.read_text(), "the new master's pid"))
+        server.wait_for_log("Booting worker", count=4)
+        lines = (server.folder / "calls").read_text().splitlines()
+        assert f"{new} pre_exec True" in lines
+        assert server.stop() == 0
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not server.session(), "the new master to end")
+
+
+def test_the_dispatcher_calls_no_hook():
+    with Server(*STICKY, "-w", "2", "whoami:app", config=RECORD) as server:
+        for age in (1, 2):
+            wait_for_call(server, f"post_worker_init {age} True")
+        server.get()
+        dispatcher = server.booted("dispatcher")[0]
+        assert server.stop() == 0
+        assert not [
+            line for line in (server.folder / "calls").read_text().splitlines() if line.startswith(f"{dispatcher} ")
+        ]
+
+
+def test_a_request_that_moves_to_another_worker_is_seen_once():
+    """A proxy's connection: what is handed over has no request hooks on the worker that it leaves."""
+    with Server(*STICKY, "-w", "4", "--sticky-proxy", "whoami:app", config=RECORD) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        served = set()
+        for number in range(20):
+            connection.request("GET", f"/{number}", headers={"X-Forwarded-For": f"10.0.0.{number}"})
+            response = connection.getresponse()
+            served.add(json.loads(response.read())["slot"])
+            assert response.status == 200
+        connection.close()
+        assert len(served) > 1
+        assert server.stop() == 0
+        hooks = [call.split()[0] for made in calls(server).values() for call in made if "request" in call]
+    assert Counter(hooks) == {"pre_request": 20, "post_request": 20}
+
+
+@both
+def test_an_error_in_a_request_hook_is_answered_with_500(worker_class: tuple[str, ...]):
+    config = "def pre_request(worker, req):\n    if req.path == '/bad':\n        raise ValueError('of the hook')\n"
+    with Server(*worker_class, "-w", "2", "whoami:app", config=config) as server:
+        assert request(server.port, "/bad").status == 500
+        assert request(server.port, "/good").status == 200
+        assert "ValueError: of the hook" in server.log
+
+
+@both
+@pytest.mark.parametrize(
+    ("hook", "code"),
+    [
+        ("on_starting(server)", 1),
+        ("when_ready(server)", 1),
+        ("nworkers_changed(server, new, old)", 1),
+        ("pre_fork(server, worker)", 255),
+        ("post_fork(server, worker)", 3),
+        ("post_worker_init(worker)", 3),
+    ],
+)
+def test_an_error_in_a_hook_ends_the_start(worker_class: tuple[str, ...], hook: str, code: int):
+    # Where two workers fail, Gunicorn itself may meet the second failure while it stops for the first one.
+    condition = "worker.age == 1" if "worker" in hook.partition("(")[2] else "True"
+    config = f"def {hook}:\n    if {condition}:\n        raise ValueError('of the hook')\n"
+    # Gunicorn's own arbiter may tell a worker to end that cannot hear it yet, and then waits.
+    with Server(*worker_class, "-w", "2", "--graceful-timeout", "2", "whoami:app", config=config) as server:
+        assert server.process.wait(30) == code, server.log
+        assert "ValueError: of the hook" in server.log
+        wait_for(lambda: not server.session(), "all processes to end")

@@ -1,0 +1,203 @@
+"""TLS and HTTP/2 in Gunicorn: by address, and a connection stays where it began."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from harness import PATIENCE, STICKY, Server, addresses, wait_for
+
+CLIENTS = addresses(12)
+
+
+def openssl(folder: Path, *args: str) -> None:
+    subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority, and certificates of it for the server and for a client."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(folder, "req", "-x509", *key, "-subj", "/CN=authority", "-days", "2", "-keyout", "ca.key", "-out", "ca.pem")
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for name in ("server", "client", "other"):
+        openssl(folder, "req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2")
+        openssl(folder, "x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
+    return folder
+
+
+def options(tls: Path) -> tuple[str, ...]:
+    return ("--certfile", str(tls / "server.pem"), "--keyfile", str(tls / "server.key"))
+
+
+def curl(tls: Path, *args: str, source: str = CLIENTS[0]) -> subprocess.CompletedProcess[str]:
+    command = ["curl", "--silent", "--show-error", "--cacert", str(tls / "ca.pem"), "--interface", source]
+    return subprocess.run([*command, *args], capture_output=True, text=True, timeout=PATIENCE)
+
+
+def whos(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """Return what tests/apps/whoami.py has answered: one object after the other."""
+    assert done.returncode == 0, done.stderr
+    decoder, found, text = json.JSONDecoder(), [], done.stdout
+    while text:
+        who, end = decoder.raw_decode(text)
+        found.append(who)
+        text = text[end:]
+    return found
+
+
+def slots(tls: Path, port: int, *args: str) -> dict[str, int]:
+    found = {}
+    for client in CLIENTS:
+        (who,) = whos(curl(tls, *args, f"https://127.0.0.1:{port}/", source=client))
+        assert (who["key"], who["REMOTE_ADDR"], who["wsgi.url_scheme"]) == (client, client, "https")
+        found[client] = who["slot"]
+    return found
+
+
+def test_clients_are_spread_and_stay_with_their_worker(tls: Path):
+    with Server(*STICKY, "-w", "4", *options(tls), "whoami:app") as server:
+        before = slots(tls, server.port)
+        assert len(set(before.values())) > 1
+        assert slots(tls, server.port) == before
+
+
+@pytest.mark.parametrize("more", [["--do-handshake-on-connect"], ["--ciphers", "ECDHE+AESGCM"]])
+def test_options_of_the_handshake(tls: Path, more: list[str]):
+    with Server(*STICKY, "-w", "2", *options(tls), *more, "whoami:app") as server:
+        before = slots(tls, server.port)
+        assert slots(tls, server.port) == before
+
+
+def test_ciphers_are_those_that_were_asked_for(tls: Path):
+    cipher = "ECDHE-ECDSA-AES256-GCM-SHA384"
+    with Server(*STICKY, "-w", "2", *options(tls), "--ciphers", cipher, "whoami:app") as server:
+        context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client,
+            context.wrap_socket(client, server_hostname="localhost") as wrapped,
+        ):
+            assert wrapped.cipher()[0] == cipher
+
+
+def test_certificates_of_clients(tls: Path):
+    asked = ("--ca-certs", str(tls / "ca.pem"), "--cert-reqs", "2")
+    with Server(*STICKY, "-w", "2", *options(tls), *asked, "whoami:app") as server:
+        url = f"https://127.0.0.1:{server.port}/"
+        assert curl(tls, url).returncode != 0
+        mine = ("--cert", str(tls / "client.pem"), "--key", str(tls / "client.key"))
+        assert slots(tls, server.port, *mine) == slots(tls, server.port, *mine)
+
+
+def test_the_ssl_context_hook(tls: Path):
+    config = f"""
+def ssl_context(conf, default_ssl_context_factory):
+    context = default_ssl_context_factory()
+    context.load_cert_chain({str(tls / "other.pem")!r}, {str(tls / "other.key")!r})
+    return context
+"""
+    with Server(*STICKY, "-w", "2", *options(tls), "whoami:app", config=config) as server:
+        assert "CN=other" in subject(tls, server.port)
+
+
+def subject(tls: Path, port: int) -> str:
+    done = curl(tls, "--verbose", f"https://127.0.0.1:{port}/")
+    assert done.returncode == 0, done.stderr
+    return next(line for line in done.stderr.splitlines() if "subject:" in line)
+
+
+def test_a_reload_takes_a_new_certificate(tls: Path):
+    config = "certfile = '{0}/{1}.pem'\nkeyfile = '{0}/{1}.key'\nworkers = 2\n"
+    with Server(*STICKY, "whoami:app", config=config.format(tls, "server")) as server:
+        before = slots(tls, server.port)
+        assert "CN=server" in subject(tls, server.port)
+        server.config.write_text(config.format(tls, "other"))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: "CN=other" in subject(tls, server.port), "the new certificate")
+        assert slots(tls, server.port) == before
+
+
+def test_a_certificate_that_is_not_there(tls: Path):
+    with Server(*STICKY, "-w", "2", "--certfile", str(tls / "none.pem"), "whoami:app") as server:
+        assert server.process.wait(PATIENCE) == 1
+        assert "none.pem" in server.log
+        assert "Booting" not in server.log
+
+
+def test_what_does_not_speak_tls_does_no_harm(tls: Path):
+    with Server(*STICKY, "-w", "2", *options(tls), "whoami:app") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert b"200" not in client.recv(100)
+        assert slots(tls, server.port) == slots(tls, server.port)
+
+
+# --- HTTP/2 ---
+
+
+H2 = ("--http-protocols", "h2,h1")
+
+
+def url(port: int, path: str = "/", scheme: str = "https") -> str:
+    return f"{scheme}://127.0.0.1:{port}{path}"
+
+
+def test_http2(tls: Path):
+    with Server(*STICKY, "-w", "4", *options(tls), *H2, "whoami:app") as server:
+        before = slots(tls, server.port, "--http2")
+        assert len(set(before.values())) > 1
+        # The same worker serves a client that speaks HTTP/1.1.
+        assert slots(tls, server.port, "--http1.1") == before
+        version = curl(tls, "--http2", "--write-out", "%{http_version}", "--output", "/dev/null", url(server.port))
+        assert version.stdout == "2"
+
+
+def test_streams_of_one_http2_connection(tls: Path):
+    """They are one client's, and one worker serves them all; their bodies are what was sent."""
+    with Server(*STICKY, "-w", "4", *options(tls), *H2, "whoami:app") as server:
+        urls = [url(server.port, f"/{number}") for number in range(20)]
+        found = whos(curl(tls, "--http2", "--parallel", "--data-binary", "x" * 100_000, *urls))
+        assert {who["PATH_INFO"] for who in found} == {f"/{number}" for number in range(20)}
+        assert {who["size"] for who in found} == {100_000}
+        assert len({who["pid"] for who in found}) == 1
+
+
+def test_http2_while_workers_are_replaced(tls: Path):
+    with Server(*STICKY, "-w", "2", *options(tls), *H2, "--max-requests", "5", "whoami:app") as server:
+        before = slots(tls, server.port, "--http2")
+        server.wait_for_log("Autorestarting")
+        assert slots(tls, server.port, "--http2") == before
+        assert len(server.booted("worker")) > 2
+
+
+# Older versions of Gunicorn know HTTP/2 with TLS only.
+if "http2_cleartext" in Config().settings:
+
+    @pytest.mark.parametrize(
+        ("allowed", "how"),
+        [("prior-knowledge", "--http2-prior-knowledge"), ("upgrade", "--http2"), ("both", "--http2")],
+    )
+    def test_http2_without_tls(tls: Path, allowed: str, how: str):
+        args = ("--http2-cleartext", allowed, "--http-protocols", "h2,h1", "--forwarded-allow-ips", "*")
+        with Server(*STICKY, "-w", "4", *args, "whoami:app") as server:
+            found: dict[str, int] = {}
+            for client in CLIENTS * 2:
+                target = (how, "--write-out", "%{stderr}%{http_version}", url(server.port, scheme="http"))
+                answer = curl(tls, *target, source=client)
+                assert answer.stderr == "2"
+                (who,) = whos(answer)
+                assert who["key"] == client
+                assert found.setdefault(client, who["slot"]) == who["slot"]
+            assert len(set(found.values())) > 1
