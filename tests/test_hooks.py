@@ -149,10 +149,8 @@ def test_a_worker_that_hangs(worker_class: tuple[str, ...]):
         wait_for_call(server, "post_worker_init 3 True")
         wait_for_call(server, f"child_exit {hung} True")
         made = calls(server)
-        assert [call for call in made[f"worker {hung}"] if "request" not in call][-2:] == [
-            f"worker_abort {hung}",
-            f"worker_exit {hung}",
-        ]
+        # Whether it gets to worker_exit is a race with the SIGKILL that follows.
+        assert f"worker_abort {hung}" in made[f"worker {hung}"]
         assert sorted(made["master"][-2:]) == [f"child_exit {hung} True", "pre_fork 3 [booting]"]
         assert server.get().status == 200
 

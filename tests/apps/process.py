@@ -27,7 +27,7 @@ def app(environ, start_response):
         "folder": os.getcwd(),
         "path": sys.path,
         "environ": dict(os.environ),
-        "wsgi": {name: value for name, value in environ.items() if isinstance(value, str)},
+        "modules": sorted(sys.modules),
     }
     body = json.dumps(answer).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

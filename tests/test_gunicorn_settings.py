@@ -1,0 +1,517 @@
+"""Gunicorn's own settings: with our arbiter they do what they do with Gunicorn's, and clients keep their worker."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import BIN, PATIENCE, STICKY, Server, addresses, daemon, request, wait_for
+
+CLIENTS = addresses(12)
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+def spread(server: Server) -> dict[str, int]:
+    """Return the slot of each client, and see that they use all of two workers, again and again."""
+    before = server.slots(CLIENTS)
+    assert set(before.values()) == {0, 1}
+    assert server.slots(CLIENTS) == before
+    return before
+
+
+def status(pid: int, field: str) -> list[str]:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return line.split()[1:]
+
+
+def processes(server: Server) -> list[int]:
+    """Return the pids of master, workers and dispatcher."""
+    server.slots(CLIENTS)
+    wait_for(lambda: server.alive("dispatcher"), "the dispatcher")
+    return [server.pid, *server.alive("worker"), *server.alive("dispatcher")]
+
+
+# --- the process ---
+
+
+def test_daemon():
+    with daemon(*STICKY, "-w", "2", "whoami:app") as server:
+        before = spread(server)
+        assert Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # no terminal
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Booting dispatcher", count=2)
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert server.slots(CLIENTS) == before
+        port, pid = server.port, server.folder / "pid"
+    assert not pid.exists()
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_standard_output_of_a_daemon():
+    """-R; without it there is none."""
+    args = ("-w", "2", "--log-level", "debug", "-R", "--error-logfile", "-")
+    with Server(*STICKY, "--daemon", "--pid", "pid", *args, "whoami:app") as server:
+        pid = int(wait_for(lambda: (server.folder / "pid").exists() and (server.folder / "pid").read_text(), "the pid"))
+        try:
+            server.wait_for_log("Booting dispatcher")
+            assert server.who()
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the daemon's end")
+
+
+def test_pid_file():
+    with Server(*STICKY, "-w", "2", "--pid", "pid", "whoami:app") as server:
+        spread(server)
+        pid = server.folder / "pid"
+        assert pid.read_text() == f"{server.pid}\n"
+        second = Server(*STICKY, "-w", "2", "--pid", str(pid), "whoami:app")
+        with second:
+            assert second.process.wait(PATIENCE) == 1
+            assert f"Already running on PID {server.pid}" in second.log
+        assert pid.read_text() == f"{server.pid}\n"
+        assert server.stop() == 0
+        assert not pid.exists()
+
+
+def test_a_reload_moves_the_pid_file():
+    with Server(*STICKY, "-w", "2", "whoami:app", config="pidfile = 'old'") as server:
+        before = spread(server)
+        server.config.write_text("pidfile = 'new'")
+        server.send_signal(signal.SIGHUP)
+        wait_for((server.folder / "new").exists, "the new file")
+        assert not (server.folder / "old").exists()
+        assert server.slots(CLIENTS) == before
+
+
+def test_user_and_group():
+    """Workers and dispatcher are theirs, the master is not."""
+    root = os.geteuid() == 0
+    entry = pwd.getpwnam("nobody") if root else pwd.getpwuid(os.geteuid())
+    args = ["--user", entry.pw_name, "--group", str(entry.pw_gid)]
+    # A Python that only its owner can read is no good for others: what they will need is imported before.
+    with Server(*STICKY, "-w", "2", "process:app") as server:
+        modules = server.who()["modules"]
+    config = f"""
+import contextlib, importlib
+for module in {modules}:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(module)
+"""
+    for groups in (None, [str(entry.pw_gid)]) if root else (None,):  # only root may set groups
+        more = ["--initgroups"] if groups else []
+        with Server(*STICKY, "-w", "2", *args, *more, "--preload", "process:app", config=config) as server:
+            spread(server)
+            master, *others = processes(server)
+            assert len(others) == 3
+            for pid in others:
+                assert status(pid, "Uid") == [str(entry.pw_uid)] * 4
+                if groups:
+                    assert status(pid, "Groups") == groups
+                else:
+                    assert status(pid, "Gid") == [str(entry.pw_gid)] * 4
+            assert status(master, "Uid") == [str(os.geteuid())] * 4
+
+
+def test_a_user_that_there_is_not():
+    with Server(*STICKY, "-w", "2", "--user", "nobody-of-that-name", "whoami:app") as server:
+        assert server.process.wait(PATIENCE) == 1
+        assert "No such user" in server.log
+
+
+def test_umask():
+    """It counts for Unix sockets."""
+    args = ("-w", "2", "--umask", "027", "--sticky-proxy", "whoami:app")
+    with Server(*STICKY, *args, bind="unix:socket") as server:
+        server.wait_for_log("Listening at")
+        assert oct((server.folder / "socket").stat().st_mode)[-3:] == "750"
+        assert server.stop() == 0
+        assert not (server.folder / "socket").exists()
+
+
+def test_folder_and_python_path(tmp_path: Path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "mine.py").write_text("from process import app")
+    args = ("--chdir", str(tmp_path / "here"), "--pythonpath", f"{tmp_path / 'there'},/nowhere")
+    with Server(*STICKY, "-w", "2", *args, "mine:app") as server:
+        spread(server)
+        who = server.who()
+        assert who["folder"] == str(tmp_path / "here")
+        assert {str(tmp_path / "there"), "/nowhere"} <= set(who["path"])
+        assert {os.readlink(f"/proc/{pid}/cwd") for pid in processes(server)} == {str(tmp_path / "here")}
+
+
+def test_environment():
+    config = "raw_env = ['FIRST={}']\nworkers = 2"
+    with Server(*STICKY, "process:app", config=config.format(1)) as server:
+        before = spread(server)
+        assert server.who()["environ"]["FIRST"] == "1"
+        old = set(server.alive("worker"))
+        server.config.write_text(config.format(2))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+        who = server.who()["environ"]
+        assert who["FIRST"] == "2"
+        assert "GUNICORN_STICKY_SECRET" not in who
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert server.slots(CLIENTS) == before
+
+
+def test_names_of_the_processes():
+    with Server(*STICKY, "-w", "2", "--name", "shop", "whoami:app") as server:
+        spread(server)
+        titles = [Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") for pid in processes(server)]
+        assert titles == [f"gunicorn: {kind} [shop]" for kind in ("master", "worker", "worker", "dispatcher")]
+
+
+def test_application_in_the_configuration():
+    with Server(*STICKY, config="wsgi_app = 'whoami:app'\nworkers = 2") as server:
+        spread(server)
+
+
+def test_paste(tmp_path: Path):
+    (tmp_path / "shop.ini").write_text("[app:main]\npaste.app_factory = paste_app:factory\n")
+    with Server(*STICKY, "-w", "2", "--paste", str(tmp_path / "shop.ini")) as server:
+        spread(server)
+
+
+# --- preloading and reloading ---
+
+
+def test_preload():
+    with Server(*STICKY, "-w", "2", "--preload", "process:app") as server:
+        before = spread(server)
+        assert server.who()["imported_by"] == server.pid
+        old = set(server.alive("worker"))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert server.slots(CLIENTS) == before
+
+
+def test_without_preload_each_worker_imports():
+    with Server(*STICKY, "-w", "2", "process:app") as server:
+        spread(server)
+        for client in CLIENTS:
+            who = server.who(source=client)
+            assert who["imported_by"] == who["pid"]
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_an_application_that_cannot_be_imported(preload: list[str]):
+    with Server(*STICKY, "-w", "2", "--graceful-timeout", "2", *preload, "nothing:app") as server:
+        code = server.process.wait(PATIENCE)
+        assert "nothing" in server.log
+        assert code == 1 if preload else code in (1, 3, 4)
+        wait_for(lambda: not server.session(), "all processes to end")
+
+
+def test_code_reload_survives_a_syntax_error(tmp_path: Path):
+    module = tmp_path / "changing.py"
+    module.write_text("from process import app\n")
+    args = ("--reload", "--reload-engine", "poll", "--chdir", str(tmp_path))
+    with Server(*STICKY, "-w", "2", *args, "changing:app") as server:
+        before = spread(server)
+        module.write_text("this is no Python\n")
+        wait_for(lambda: server.get().status == 500, "the error")
+        module.write_text("from process import app  # again\n")
+        wait_for(lambda: {server.get(source=client).status for client in CLIENTS} == {200}, "the application")
+        assert server.slots(CLIENTS) == before
+
+
+def test_no_workers_until_there_are_some():
+    with (
+        Server(*STICKY, "-w", "0", "whoami:app") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client,
+    ):
+        client.sendall(GET)
+        assert not server.booted("worker")
+        server.send_signal(signal.SIGTTIN)
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
+# --- listeners ---
+
+
+def test_several_listeners_lead_to_the_same_workers():
+    binds = ("-b", "127.0.0.1:0", "-b", "0.0.0.0:0", "-b", "unix:socket")
+    with Server(*STICKY, "-w", "4", "--sticky-proxy", *binds, "whoami:app", bind=None) as server:
+        first, second = server.ports
+        found: dict[str, set[int]] = {}
+        for number in range(12):
+            headers = {"X-Forwarded-For": f"10.1.1.{number}"}
+            for port in (first, second):
+                who = json.loads(request(port, headers=headers).body)
+                found.setdefault(headers["X-Forwarded-For"], set()).add(who["slot"])
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(PATIENCE)
+                client.connect(str(server.folder / "socket"))
+                connection = http.client.HTTPConnection("localhost")
+                connection.sock = client
+                connection.request("GET", "/", headers=headers)
+                found[headers["X-Forwarded-For"]].add(json.loads(connection.getresponse().read())["slot"])
+        assert {len(slots) for slots in found.values()} == {1}
+        assert len(set.union(*found.values())) > 1
+
+
+def test_what_waits_in_the_listener_is_bounded_by_the_backlog():
+    with Server(*STICKY, "-w", "2", "--backlog", "5", "whoami:app") as server:
+        spread(server)
+        (dispatcher,) = server.alive("dispatcher")
+        os.kill(dispatcher, signal.SIGSTOP)
+        clients = []
+        for source in CLIENTS:
+            client = socket.socket()
+            client.bind((source, 0))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(("127.0.0.1", server.port))
+            clients.append(client)
+
+        def connected(client: socket.socket) -> bool:
+            try:
+                client.getpeername()
+            except OSError:
+                return False
+            return True
+
+        assert sum(map(connected, clients)) == 6  # Linux lets one more in
+        os.kill(dispatcher, signal.SIGCONT)
+        for client in clients:
+            wait_for(lambda: connected(client), "the connection")  # noqa: B023
+            client.setblocking(True)
+            client.settimeout(PATIENCE)
+            client.sendall(GET)
+            assert client.recv(12) == b"HTTP/1.1 200"
+            client.close()
+
+
+def test_sockets_of_systemd():
+    """They stay open over a reload. Gunicorn cannot pass them on to a new master, and then the old one goes on."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        fds = [listener.fileno() for listener in listeners]
+        script = f"""import fcntl, os, sys
+for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, 50) for fd in {fds}], 3):
+    os.dup2(fd, target)
+    os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
+os.execv(sys.argv[1], sys.argv[1:])"""
+        options: dict[str, Any] = {"command": [sys.executable, "-c", script, str(BIN / "gunicorn")], "bind": None}
+        server = stack.enter_context(Server(*STICKY, "-w", "2", "--pid", "pid", "whoami:app", pass_fds=fds, **options))
+        for listener in listeners:
+            listener.close()
+
+        def slots() -> list[int]:
+            return [json.loads(request(port, source=client).body)["slot"] for port in ports for client in CLIENTS]
+
+        before = slots()
+        assert set(before) == {0, 1}
+        assert before[: len(CLIENTS)] == before[len(CLIENTS) :]
+        assert set(server.ports) == set(ports)
+        old = set(server.alive("worker"))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+        assert slots() == before
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log("Bad file descriptor")
+        assert slots() == before
+        assert server.stop() == 0
+        wait_for(lambda: not server.session(), "all processes to end")
+
+
+def test_systemd_is_told_that_we_are_ready():
+    with Server("--version") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        path = str(folder.folder / "notify")
+        notify.bind(path)
+        notify.settimeout(PATIENCE)
+        with Server(*STICKY, "-w", "2", "whoami:app", env={"NOTIFY_SOCKET": path}) as server:
+            assert notify.recv(1000).startswith(b"READY=1\n")
+            spread(server)
+
+
+def test_an_address_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Server(*STICKY, "-w", "2", "--pid", "pid", "whoami:app", bind=bind) as server:
+            assert server.process.wait(PATIENCE) == 1
+            assert "Can't connect to" in server.log
+            assert "Booting" not in server.log
+
+
+# --- time and number ---
+
+
+def descriptors(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return found
+
+
+def test_folder_of_the_heartbeats(tmp_path: Path):
+    with Server(*STICKY, "-w", "2", "--worker-tmp-dir", str(tmp_path), "whoami:app") as server:
+        for pid in processes(server):
+            assert any(link.startswith(f"{tmp_path}/wgunicorn-") for link in descriptors(pid)), pid
+
+
+def test_a_folder_of_the_heartbeats_that_there_is_not():
+    with Server(*STICKY, "-w", "2", "--worker-tmp-dir", "/nowhere", "whoami:app") as server:
+        assert server.process.wait(PATIENCE) == 255
+        assert "/nowhere doesn't exist" in server.log
+        wait_for(lambda: not server.session(), "all processes to end")
+
+
+def test_a_worker_that_stands_still_is_replaced_after_the_timeout():
+    with Server(*STICKY, "-w", "2", "--timeout", "2", "whoami:app") as server:
+        before = spread(server)
+        victim = server.who(source=CLIENTS[0])["pid"]
+        os.kill(victim, signal.SIGSTOP)
+        # What has been sent to it meanwhile is served by its successor.
+        assert server.who(source=CLIENTS[0])["slot"] == before[CLIENTS[0]]
+        assert f"WORKER TIMEOUT (pid:{victim})" in server.log
+        assert server.slots(CLIENTS) == before
+
+
+def test_without_timeout_nobody_is_killed():
+    with Server(*STICKY, "-w", "2", "--timeout", "0", "whoami:app") as server:
+        before = spread(server)
+        assert server.slots(CLIENTS) == before
+        assert len(server.booted("worker")) == 2
+
+
+def test_worker_connections():
+    """A worker's connections beyond that wait, and are served when others end."""
+    with Server(*STICKY, "-w", "2", "--worker-connections", "2", "whoami:app") as server:
+        before = spread(server)
+        held: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: held.append(server.get("/hold", source=CLIENTS[0]).status))
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        other = next(client for client in CLIENTS if before[client] != before[CLIENTS[0]])
+        assert server.who(source=other)["slot"] == before[other]
+        (server.folder / "release").touch()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert held == [200] * 5
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_keep_alive(seconds: int):
+    with Server(*STICKY, "-w", "2", "--keep-alive", str(seconds), "whoami:app") as server:
+        spread(server)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        connection.connect()
+        client = connection.sock
+        served = set()
+        for _ in range(1 + 2 * seconds):
+            connection.request("GET", "/")
+            served.add(json.loads(connection.getresponse().read())["pid"])
+        assert len(served) == 1
+        if seconds:
+            assert client.recv(1) == b""  # closed by the server when it has waited
+            connection.close()
+        else:
+            assert connection.sock is None  # http.client has been told
+
+
+def test_jitter_of_max_requests():
+    args = ("--max-requests", "5", "--max-requests-jitter", "5", "whoami:app")
+    with Server(*STICKY, "-w", "2", *args) as server:
+        before = spread(server)
+        for _ in range(4):
+            assert server.slots(CLIENTS) == before
+        server.wait_for_log("Autorestarting worker", count=4)
+        wait_for(lambda: len(server.alive("worker")) == 2, "two workers")
+        assert server.slots(CLIENTS) == before
+
+
+def test_threads_change_nothing():
+    with Server(*STICKY, "-w", "2", "--threads", "4", "whoami:app") as server:
+        spread(server)
+        assert "Using worker: gunicorn_sticky.GeventStickyWorker" in server.log
+
+
+# --- HTTP ---
+
+
+def test_limits_of_gunicorns_parser_count():
+    limits = ("--limit-request-line", "100", "--limit-request-fields", "5", "--limit-request-field_size", "200")
+    with Server(*STICKY, "-w", "2", "--sticky-proxy", *limits, "whoami:app") as server:
+        client = {"X-Forwarded-For": "10.1.1.1"}
+        assert server.get("/", headers=client).status == 200
+        assert server.get("/" + "x" * 200, headers=client).status in (400, 414)
+        assert server.get("/", headers=client | {f"X-{n}": "1" for n in range(8)}).status in (400, 431)
+        assert server.get("/", headers=client | {"X-Long": "x" * 300}).status in (400, 431)
+
+
+def test_trusted_proxies_of_gunicorn_are_independent_of_ours():
+    args = ("--sticky-proxy", "--forwarded-allow-ips", "127.0.0.9")
+    with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+        headers = {"X-Forwarded-For": "10.1.1.1", "X-Forwarded-Proto": "https"}
+        trusted = server.who(source="127.0.0.9", headers=headers)
+        other = server.who(source="127.0.0.8", headers=headers)
+        assert (trusted["wsgi.url_scheme"], other["wsgi.url_scheme"]) == ("https", "http")
+        assert trusted["key"] == other["key"] == "10.1.1.1"
+        assert (trusted["REMOTE_ADDR"], other["REMOTE_ADDR"]) == ("127.0.0.9", "127.0.0.8")
+
+
+def test_uwsgi_protocol_by_address():
+    with Server(*STICKY, "-w", "4", "--protocol", "uwsgi", "--uwsgi-allow-from", "*", "whoami:app") as server:
+
+        def slot(client: str) -> int:
+            variables = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": "", "SERVER_NAME": "a"}
+            fields = b"".join(
+                len(item).to_bytes(2, "little") + item.encode() for pair in variables.items() for item in pair
+            )
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE, (client, 0)) as connection:
+                connection.sendall(b"\0" + len(fields).to_bytes(2, "little") + b"\0" + fields)
+                response = http.client.HTTPResponse(connection)
+                response.begin()
+                who = json.loads(response.read())
+            assert who["key"] == client
+            return int(who["slot"])
+
+        before = {client: slot(client) for client in CLIENTS}
+        assert len(set(before.values())) > 1
+        assert {client: slot(client) for client in CLIENTS} == before
+
+
+def test_spew():
+    # What is imported before is not traced, and that is most.
+    config = "import gunicorn_sticky.arbiter, gunicorn_sticky.dispatcher, gevent.monkey, gevent.pywsgi"
+    with Server(*STICKY, "-w", "2", "--spew", "hello:app", config=config) as server:
+        assert server.get().status == 200
+        server.wait_for_log("hello:")
+
+
+# --- what only prints ---
+
+
+def test_print_config():
+    with Server(*STICKY, "-w", "2", "--print-config", "whoami:app") as server:
+        assert server.process.wait(PATIENCE) == 0
+        assert "GeventStickyWorker" in server.log
+        assert "Booting" not in server.log
+
+
+def test_version():
+    done = subprocess.run([str(BIN / "gunicorn"), "--version"], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout[:9]) == (0, "gunicorn ")

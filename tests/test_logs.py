@@ -1,0 +1,160 @@
+"""What Gunicorn writes and sends: access log, error log, syslog and statsd, from all processes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
+
+CLIENTS = addresses(12)
+
+
+class Receiver:
+    """Collects datagrams."""
+
+    def __init__(self, receiver: socket.socket) -> None:
+        self._socket = receiver
+        self.port = receiver.getsockname()[1]
+        self.lines: list[str] = []
+
+    def receive(self) -> list[str]:
+        """Return all that have come until now."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.lines.append(self._socket.recv(65536).decode())
+        return self.lines
+
+
+@contextlib.contextmanager
+def receiver() -> Iterator[Receiver]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+        datagrams.setblocking(False)
+        yield Receiver(datagrams)
+
+
+def test_access_log():
+    form = '%(h)s "%(r)s" %(s)s %(B)s %(p)s %({X-A}i)s %({content-type}o)s %({gunicorn_sticky.slot}e)s'
+    args = ("--access-logfile", "access.log", "--access-logformat", form)
+    with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+        found = {client: server.get(f"/there?of={client}", source=client, headers={"X-A": "b"}) for client in CLIENTS}
+        log = server.folder / "access.log"
+        wait_for(lambda: len(log.read_text().splitlines()) == len(CLIENTS), "the lines")
+        for client, response in found.items():
+            who = json.loads(response.body)
+            line = (
+                f'{client} "GET /there?of={client} HTTP/1.1" 200 {len(response.body)} <{who["pid"]}> b application/json'
+            )
+            assert f"{line} {who['slot']}" in log.read_text().splitlines()
+    assert len({json.loads(response.body)["slot"] for response in found.values()}) == 2
+
+
+def test_access_log_of_a_connection_that_moves():
+    """A request is logged once, by the worker that serves it."""
+    form = "%({X-Forwarded-For}i)s %({gunicorn_sticky.key}e)s %(p)s"
+    args = ("--sticky-proxy", "--access-logfile", "access.log", "--access-logformat", form)
+    with Server(*STICKY, "-w", "4", *args, "whoami:app") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        expected = []
+        for number in range(20):
+            connection.request("GET", "/", headers={"X-Forwarded-For": f"10.0.0.{number}"})
+            who = json.loads(connection.getresponse().read())
+            expected.append(f"10.0.0.{number} 10.0.0.{number} <{who['pid']}>")
+        connection.close()
+        log = server.folder / "access.log"
+        wait_for(lambda: len(log.read_text().splitlines()) >= 20, "the lines")
+        assert sorted(log.read_text().splitlines()) == sorted(expected)
+
+
+def test_level():
+    with Server(*STICKY, "-w", "2", "--log-level", "warning", "whoami:app") as server:
+        wait_for(lambda: len(server.children()) == 3, "workers and dispatcher")
+        assert server.stop() == 0
+        assert server.log == ""
+
+
+def test_output_of_the_application():
+    args = ("--error-logfile", "log", "--capture-output")
+    with Server(*STICKY, "-w", "2", *args, "process:app") as server:
+        assert server.get("/print").status == 200
+        server.wait_for_log("printed by the application")
+
+
+def test_log_configuration():
+    config = """
+logconfig_dict = {
+    "version": 1,
+    "formatters": {"short": {"format": "SHORT %(process)d %(message)s"}},
+    "handlers": {"file": {"class": "logging.FileHandler", "filename": "own.log", "formatter": "short"}},
+    "root": {"level": "INFO", "handlers": ["file"]},
+    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["file"], "propagate": False}},
+}
+workers = 2
+"""
+    with Server(*STICKY, "whoami:app", config=config) as server:
+        log = server.folder / "own.log"
+        expected = ("Starting gunicorn", "Booting worker", "Booting dispatcher")
+        wait_for(lambda: log.exists() and all(text in log.read_text() for text in expected), "the lines")
+        assert all(line.startswith("SHORT ") for line in log.read_text().splitlines())
+        assert server.log == ""
+
+
+def test_logger_class_of_ones_own(tmp_path: Path):
+    (tmp_path / "loud.py").write_text(
+        "from gunicorn.glogging import Logger\n\n"
+        "class Loud(Logger):\n"
+        "    def info(self, message, *args, **kwargs):\n"
+        "        super().info(message.upper(), *args, **kwargs)\n"
+    )
+    args = ("--logger-class", "loud.Loud")
+    with Server(*STICKY, "-w", "2", *args, "whoami:app", env={"PYTHONPATH": f"{tmp_path}:{APPS}"}) as server:
+        server.wait_for_log("BOOTING WORKER WITH PID")
+        server.wait_for_log("BOOTING DISPATCHER WITH PID")
+
+
+def test_syslog():
+    with receiver() as syslog:
+        target = f"udp://127.0.0.1:{syslog.port}"
+        args = ("--log-syslog", "--log-syslog-to", target, "--log-syslog-prefix", "shop", "--access-logfile", "-")
+        with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+            assert server.get("/there").status == 200
+            for text in ("Booting worker", "Booting dispatcher", "GET /there"):
+                wait_for(lambda: any(text in line and "shop" in line for line in syslog.receive()), text)  # noqa: B023
+
+
+# --- statsd ---
+
+
+def sent(statsd: Receiver, start: str) -> list[str]:
+    return [line for line in statsd.receive() if line.startswith(start)]
+
+
+def test_statsd():
+    with receiver() as statsd:
+        args = ("--statsd-host", f"127.0.0.1:{statsd.port}", "--statsd-prefix", "shop", "--dogstatsd-tags", "a:b")
+        with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+            before = server.slots(CLIENTS)
+            wait_for(lambda: len(sent(statsd, "shop.gunicorn.requests:1|c|@1.0|#a:b")) == len(CLIENTS), "the requests")
+            assert len(sent(statsd, "shop.gunicorn.request.status.200:1|c")) == len(CLIENTS)
+            assert len(sent(statsd, "shop.gunicorn.request.duration:")) == len(CLIENTS)
+            wait_for(lambda: sent(statsd, "shop.gunicorn.workers:2|g|#a:b"), "the number of workers")
+            server.send_signal(signal.SIGTTIN)
+            wait_for(lambda: sent(statsd, "shop.gunicorn.workers:3|g"), "another number of workers")
+            server.send_signal(signal.SIGTTOU)
+            wait_for(lambda: sent(statsd, "shop.gunicorn.workers:")[-1].startswith("shop.gunicorn.workers:2|g"), "two")
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+            assert server.slots(CLIENTS) == before
+
+
+def test_statsd_hears_of_the_dispatchers_warnings():
+    with receiver() as statsd:
+        args = ("--sticky-proxy", "--statsd-host", f"127.0.0.1:{statsd.port}")
+        with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+            assert request(server.port).status == 400  # without the header
+            wait_for(lambda: sent(statsd, "gunicorn.log.warning:1|c"), "the warning")
