@@ -138,7 +138,7 @@ def test_a_worker_that_is_interrupted(worker_class: tuple[str, ...], number: int
 
 @both
 def test_a_worker_that_hangs(worker_class: tuple[str, ...]):
-    with Server(*worker_class, "-w", "2", "--timeout", "1", "process:app", config=RECORD) as server:
+    with Server(*worker_class, "-w", "2", "--timeout", "3", "process:app", config=RECORD) as server:
         for age in (1, 2):
             wait_for_call(server, f"post_worker_init {age} True")
         with pytest.raises((OSError, http.client.HTTPException)):

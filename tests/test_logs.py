@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -158,3 +159,31 @@ def test_statsd_hears_of_the_dispatchers_warnings():
         with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
             assert request(server.port).status == 400  # without the header
             wait_for(lambda: sent(statsd, "gunicorn.log.warning:1|c"), "the warning")
+
+
+def test_the_backlog_counts_what_waits_for_a_worker():
+    with receiver() as statsd, contextlib.ExitStack() as stack:
+        args = ("--statsd-host", f"127.0.0.1:{statsd.port}", "--enable-backlog-metric", "--timeout", "60")
+        server = stack.enter_context(Server(*STICKY, "-w", "2", *args, "whoami:app"))
+        victim = server.who(source=CLIENTS[0])["pid"]
+
+        def backlog() -> int:
+            """Return the next value that is sent."""
+            before = len(sent(statsd, "gunicorn.backlog:"))
+            lines = wait_for(lambda: sent(statsd, "gunicorn.backlog:")[before:], "the metric")
+            assert lines[-1].endswith("|h")
+            return int(lines[-1].partition(":")[2].partition("|")[0])
+
+        wait_for(lambda: backlog() == 0, "nothing to wait")
+        os.kill(victim, signal.SIGSTOP)
+        clients = []
+        for _ in range(50):
+            client = socket.create_connection(("127.0.0.1", server.port), PATIENCE, (CLIENTS[0], 0))
+            stack.callback(client.close)
+            client.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+            clients.append(client)
+        # The kernel tells what the messages in a channel weigh, not how many they are.
+        wait_for(lambda: 40 <= backlog() <= 100, "50 connections in the backlog")
+        os.kill(victim, signal.SIGCONT)
+        assert [client.recv(12) for client in clients] == [b"HTTP/1.1 200"] * 50
+        wait_for(lambda: backlog() == 0, "the backlog to be served")

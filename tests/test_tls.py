@@ -179,7 +179,8 @@ def test_http2_while_workers_are_replaced(tls: Path):
         before = slots(tls, server.port, "--http2")
         server.wait_for_log("Autorestarting")
         assert slots(tls, server.port, "--http2") == before
-        assert len(server.booted("worker")) > 2
+        wait_for(lambda: len(server.booted("worker")) > 2, "the successor")
+        assert slots(tls, server.port, "--http2") == before
 
 
 # Older versions of Gunicorn know HTTP/2 with TLS only.

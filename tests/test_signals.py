@@ -1,0 +1,348 @@
+"""Gunicorn's signals, at every stage of a server's life: what its documentation promises, also with a dispatcher."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import STICKY, Server, addresses, daemon, wait_for
+
+CLIENTS = addresses(12)
+#: Stops a server that starts at the stage that the environment variable names, until the file "go" exists.
+PAUSE = """
+import os, time
+
+def stage(name):
+    if os.environ["STAGE"] == name:
+        open("here", "w").close()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+
+def nworkers_changed(server, new, old): stage("setup")
+def on_starting(server): stage("starting")
+def when_ready(server): stage("ready")
+def pre_fork(server, worker): stage(f"before worker {worker.age}")
+def post_fork(server, worker): stage(f"worker {worker.age}")
+def post_worker_init(worker): stage(f"booted worker {worker.age}")
+stage("configuration")
+"""
+#: What Python does by itself, before Gunicorn has handlers; SIGINT is a KeyboardInterrupt with its traceback.
+EARLY = ["configuration", "setup", "starting"]
+LATER = [
+    "ready",
+    "before worker 1",
+    "before worker 2",
+    "worker 1",
+    "worker 2",
+    "booted worker 1",
+    "booted worker 2",
+    "dispatcher",
+]
+#: How many starts are interrupted after how many seconds.
+STARTS = int(os.environ.get("STICKY_STARTS", "10"))
+LATEST = 0.8
+STOPS = [signal.SIGTERM]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def nothing_is_left(server: Server, port: int) -> None:
+    assert server.process.poll() is not None
+    wait_for(lambda: not server.session(), "all processes to end", timeout=5)
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def stop_at(stage: str, number: int) -> tuple[int, str]:
+    """Send a starting server a signal, and return its exit code and what it has logged."""
+    port = free_port()
+    # A worker that has not heard of the end would be waited for: longer than this test is willing to.
+    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    with Server(*args, bind=f"127.0.0.1:{port}", config=PAUSE, env={"STAGE": stage}) as server:
+        if stage == "dispatcher":
+            server.wait_for_log("Booting dispatcher")
+        else:
+            wait_for((server.folder / "here").exists, stage)
+        server.send_signal(number)
+        if stage.startswith(("worker", "booted")):
+            server.wait_for_log("Handling signal")  # before the worker goes on
+        (server.folder / "go").touch()
+        code = server.process.wait(15)
+        nothing_is_left(server, port)
+        return code, server.log
+
+
+@pytest.mark.parametrize("stage", EARLY)
+def test_stop_before_there_are_handlers(stage: str):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        code, log = stop_at(stage, number)
+        assert code == -number
+        assert "Booting" not in log
+
+
+@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("stage", LATER)
+def test_stop_at_every_stage_of_the_start(stage: str, number: int):
+    code, log = stop_at(stage, number)
+    assert code == 0
+    assert "Traceback" not in log
+    assert "Shutting down: Master" in log
+    assert "SIGKILL" not in log
+
+
+def test_stop_at_any_time():
+    """What the stages above do not name."""
+    for start in range(STARTS):
+        number = STOPS[start % len(STOPS)]
+        port = free_port()
+        with Server(*STICKY, "-w", "2", "whoami:app", bind=f"127.0.0.1:{port}") as server:
+            time.sleep(LATEST * start / STARTS)
+            server.send_signal(number)
+            code = server.process.wait(15)
+            nothing_is_left(server, port)
+            assert code in ((0,) if "Listening at" in server.log else (0, -number))
+            if code == 0:
+                assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("stage", LATER[:-1])
+def test_what_a_starting_server_is_told_is_done_when_it_has_started(stage: str):
+    with Server(*STICKY, "-w", "2", "whoami:app", config=PAUSE, env={"STAGE": stage}) as server:
+        wait_for((server.folder / "here").exists, stage)
+        for number in (signal.SIGTTIN, signal.SIGUSR1, signal.SIGWINCH):
+            server.send_signal(number)
+        (server.folder / "go").touch()
+        server.wait_for_log("Handling signal: ttin")
+        wait_for(lambda: len(server.alive("worker")) == 3, "three workers")
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert set(server.slots(addresses(40)).values()) == {0, 1, 2}
+        assert "Traceback" not in server.log
+        assert server.stop() == 0
+
+
+# --- the end of a running server ---
+
+
+@contextlib.contextmanager
+def held_request(server: Server) -> Iterator[list[int]]:
+    """Have a request under way that ends when the file "release" exists; the list gets its status, or 0."""
+    statuses: list[int] = []
+
+    def ask() -> None:
+        try:
+            statuses.append(server.get("/hold", source=CLIENTS[0]).status)
+        except (OSError, http.client.HTTPException):
+            statuses.append(0)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        server.wait_for_log("arrived")
+        yield statuses
+        thread.join(30)
+        assert statuses
+    finally:
+        (server.folder / "release").touch()
+        thread.join()
+
+
+#: Logs each request when it arrives.
+ARRIVED = "def pre_request(worker, req):\n    worker.log.info('arrived')"
+
+
+def test_term_lets_requests_end():
+    with Server(*STICKY, "-w", "2", "whoami:app", config=ARRIVED) as server, held_request(server) as statuses:
+        server.send_signal(signal.SIGTERM)
+        server.wait_for_log("Handling signal: term")
+        (server.folder / "release").touch()
+        assert server.process.wait(15) == 0
+        wait_for(lambda: statuses == [200], "the answer")
+        assert not server.session()
+
+
+def test_term_waits_no_longer_than_the_graceful_timeout():
+    args = (*STICKY, "-w", "2", "--graceful-timeout", "1", "whoami:app")
+    with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
+        assert server.stop(timeout=15) == 0
+        wait_for(lambda: statuses == [0], "the request to be cut off")
+        assert not server.session()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_quick_stop_does_not_wait_for_requests(number: int):
+    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
+        assert server.stop(number, timeout=10) == 0
+        wait_for(lambda: statuses == [0], "the request to be cut off")
+        assert not server.session()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_graceful_stop_can_be_made_quick(number: int):
+    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
+        server.send_signal(signal.SIGTERM)
+        server.wait_for_log("Handling signal: term")
+        server.send_signal(number)
+        assert server.process.wait(15) == 0
+        assert "Quick shutdown requested" in server.log
+        wait_for(lambda: statuses == [0], "the request to be cut off")
+        assert not server.session()
+
+
+# --- WINCH ---
+
+
+def test_winch_does_nothing_in_the_foreground():
+    with Server(*STICKY, "-w", "2", "--log-level", "debug", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        workers = server.alive("worker")
+        server.send_signal(signal.SIGWINCH)
+        server.wait_for_log("SIGWINCH ignored")
+        assert server.slots(CLIENTS) == before
+        assert server.alive("worker") == workers
+
+
+def test_winch_stops_the_workers_of_a_daemon_until_hup():
+    with daemon(*STICKY, "-w", "2", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        server.send_signal(signal.SIGWINCH)
+        wait_for(lambda: not server.children(), "workers and dispatcher to end")
+        # Nobody accepts; the listener keeps who comes.
+        waiting = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        waiting.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert server.is_running
+        server.send_signal(signal.SIGHUP)
+        assert waiting.recv(12) == b"HTTP/1.1 200"
+        waiting.close()
+        assert server.slots(CLIENTS) == before
+        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        assert len(server.alive("worker")) == 2
+
+
+@pytest.mark.parametrize("stage", ["ready", "before worker 2", "worker 1", "booted worker 2"])
+def test_winch_while_a_daemon_starts(stage: str):
+    with daemon(*STICKY, "-w", "2", "whoami:app", config=PAUSE, env={"STAGE": stage}) as server:
+        wait_for((server.folder / "here").exists, stage)
+        server.send_signal(signal.SIGWINCH)
+        if stage.startswith(("worker", "booted")):
+            server.wait_for_log("Handling signal")
+        (server.folder / "go").touch()
+        server.wait_for_log("Handling signal: winch")
+        wait_for(lambda: not server.children(), "workers and dispatcher to end")
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(server.alive("worker")) == 2, "two workers")
+        assert set(server.slots(CLIENTS).values()) == {0, 1}
+
+
+# --- USR2 ---
+
+
+def upgrade(server: Server) -> int:
+    """Start a second master with USR2, and return its pid when it has a dispatcher."""
+    dispatchers = len(server.booted("dispatcher"))
+    server.send_signal(signal.SIGUSR2)
+    pid = server.folder / "pid.2"
+    new = int(wait_for(lambda: pid.exists() and pid.read_text(), "the new master's pid"))
+    server.wait_for_log("Booting dispatcher", count=dispatchers + 1)
+    return new
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_an_upgrade_can_be_undone():
+    """USR2, WINCH, and then HUP and QUIT: the procedure that Gunicorn's documentation gives."""
+    with daemon(*STICKY, "-w", "2", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        old = server.alive("worker")
+        new = upgrade(server)
+        server.send_signal(signal.SIGWINCH)
+        wait_for(lambda: set(server.children()) == {new}, "the old workers to end")
+        assert server.slots(CLIENTS) == before
+        assert server.who()["pid"] not in old
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(server.alive("worker")) == 2, "the old master's workers")
+        server.wait_for_log("Booting dispatcher", count=3)
+        os.kill(new, signal.SIGQUIT)
+        wait_for(lambda: ended(new), "the new master to end")
+        assert server.slots(CLIENTS) == before
+        assert (server.folder / "pid").read_text().strip() == str(server.pid)
+        assert not (server.folder / "pid.2").exists()
+
+
+def test_a_second_upgrade_waits_for_the_end_of_the_first_one():
+    with Server(*STICKY, "-w", "2", "--pid", "pid", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        new = upgrade(server)
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log("USR2 signal ignored. Child exists")
+        os.kill(new, signal.SIGUSR2)
+        server.wait_for_log("USR2 signal ignored. Parent exists")
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: ended(new), "the new master to end")
+        new = upgrade(server)
+        assert server.stop() == 0
+        server.wait_for_log("Master has been promoted")
+        wait_for(lambda: (server.folder / "pid").read_text().strip() == str(new), "the new master's pid in its file")
+        assert server.slots(CLIENTS) == before
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not server.session(), "all processes to end")
+
+
+# --- signals to those behind the master ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT])
+def test_a_worker_that_is_told_to_end_is_replaced_in_its_slot(number: int):
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        victim = server.who(source=CLIENTS[0])
+        os.kill(victim["pid"], number)
+        wait_for(lambda: victim["pid"] not in server.children(), "the worker to end")
+        assert server.slots(CLIENTS) == before
+        assert len(server.booted("worker")) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_dispatcher_that_is_told_to_end_is_replaced(number: int):
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        os.kill(server.alive("dispatcher")[0], number)
+        server.wait_for_log("Booting dispatcher", count=2)
+        assert server.slots(CLIENTS) == before
+        assert len(server.booted("worker")) == 2
+
+
+@pytest.mark.parametrize("name", ["HUP", "TTIN", "TTOU", "USR2", "WINCH"])
+def test_a_dispatcher_does_not_care_for_the_masters_signals(name: str):
+    """As when a terminal sends them to the whole process group."""
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        before = server.slots(CLIENTS)
+        (dispatcher,) = server.alive("dispatcher")
+        os.kill(dispatcher, getattr(signal, f"SIG{name}"))
+        assert server.slots(CLIENTS) == before
+        assert server.alive("dispatcher") == [dispatcher]
+
+
+def test_interrupt_from_the_terminal_ends_all_at_once():
+    """Ctrl-C reaches every process of the group."""
+    with Server(*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app") as server:
+        server.slots(CLIENTS)
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.process.wait(10) == 0
+        assert not server.session()
