@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import resource
 from typing import Any
 
 from gunicorn.config import (
@@ -22,8 +23,11 @@ from gunicorn.config import (
 from gunicorn.errors import ConfigError
 
 from .affinity import Affinity
+from .board import MAX_SLOTS, SEATS
 
 SECTION = "Sticky Sessions"
+#: Open files of the arbiter that are not for a slot: listeners, logs, the control socket.
+SPARE_FILES = 32
 
 
 #: RFC 9110 section 5.6.2: what names of header fields and cookies are made of.
@@ -388,6 +392,7 @@ def check(cfg: Any) -> None:
     if cfg.reuse_port:
         raise ConfigError("reuse_port spreads connections in the kernel, which sticky sessions cannot undo: remove it")
     ours = affinity(cfg)
+    _check_workers(cfg.workers, ours)
     if ours.proxies and cfg.is_ssl:
         raise ConfigError("the PROXY header would be inside TLS, where it cannot be read: remove proxy_protocol")
     if ours.by == "ip":
@@ -403,6 +408,23 @@ def check(cfg: Any) -> None:
         raise ConfigError(f"sticky_by = {ours.by!r} cannot read compressed HTTP/2 heads: remove http2_cleartext")
     if getattr(cfg, "protocol", "http") != "http":
         raise ConfigError(f"sticky_by = {ours.by!r} reads HTTP: remove protocol = {cfg.protocol!r}")
+
+
+def _check_workers(workers: int, ours: Affinity) -> None:
+    """Refuse more workers than the arbiter can have channels for.
+
+    Raises:
+        gunicorn.errors.ConfigError: with a message for the user
+    """
+    if workers > MAX_SLOTS:
+        raise ConfigError(f"workers = {workers} is too many: at most {MAX_SLOTS}")
+    # A channel has two ends; by session each seat has one, too. And each worker has a file for its heartbeat.
+    needed = SPARE_FILES + workers * (2 + SEATS * (3 if ours.by_session else 1))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        raise ConfigError(
+            f"workers = {workers} needs {needed} open files, and the limit is {limit}: raise it (ulimit -n)"
+        )
 
 
 UNIX_NEEDS_HEADER = "a Unix socket has no client address: use sticky_by = 'header', or bind a TCP address"

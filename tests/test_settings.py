@@ -412,6 +412,30 @@ def test_check_config():
     refuses_in_one_line("--check-config", "--sticky-by=magic")
 
 
+# --- more workers than there can be ---
+
+
+def test_too_many_workers():
+    line = refuses_in_one_line("--workers=1025")
+    assert "workers = 1025" in line
+    assert "1024" in line
+
+
+@pytest.mark.parametrize(("by", "most"), [("ip", 13), ("session", 6)])
+def test_more_workers_than_files_can_be_open(by, most):
+    limited = ["sh", "-c", 'ulimit -n 100; exec "$0" "$@"', str(BIN / "gunicorn")]
+    with Server(*STICKY, f"--sticky-by={by}", "-w", str(most), "whoami:app", command=limited) as server:
+        assert server.get().status == 200
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Booting worker", 2 * most)
+        assert server.get().status == 200
+    with Server(*STICKY, f"--sticky-by={by}", "-w", str(most + 1), "whoami:app", command=limited) as server:
+        assert server.process.wait(PATIENCE) == 1
+        assert f"workers = {most + 1}" in server.log
+        assert "ulimit -n" in server.log
+        assert "Listening" not in server.log
+
+
 # --- after a reload ---
 
 
