@@ -95,3 +95,23 @@ def test_everything_ends_with_a_killed_master(arguments):
         server.send_signal(signal.SIGKILL)
         server.process.wait()
         wait_for(lambda: not server.session(), "all processes to end")
+
+
+def test_hooks(arguments):
+    config = """
+def record(name):
+    with open("calls", "a") as calls:
+        print(name, file=calls)
+
+def on_dirty_starting(arbiter): record("on_dirty_starting")
+def dirty_post_fork(arbiter, worker): record("dirty_post_fork")
+def dirty_worker_init(worker): record("dirty_worker_init")
+def dirty_worker_exit(arbiter, worker): record("dirty_worker_exit")
+"""
+    with Server(*DIRTY, config=config, **arguments) as server:
+        works(server)
+        assert server.stop() == 0
+        calls = (server.folder / "calls").read_text().split()
+        assert calls[0] == "on_dirty_starting"
+        assert calls.count("dirty_post_fork") == calls.count("dirty_worker_init") == 2
+        assert calls[-1] == "dirty_worker_exit"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import BIN, PATIENCE, STICKY, Server, addresses, daemon, request, wait_for
+from harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, request, wait_for
 
 CLIENTS = addresses(12)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -442,10 +442,12 @@ def test_jitter_of_max_requests():
         assert server.slots(CLIENTS) == before
 
 
-def test_threads_change_nothing():
-    with Server(*STICKY, "-w", "2", "--threads", "4", "whoami:app") as server:
+def test_settings_of_other_worker_classes_change_nothing():
+    args = ("--threads", "4", "--asgi-loop", "asyncio", "--asgi-lifespan", "off", "--root-path", "/shop")
+    with Server(*STICKY, "-w", "2", *args, "process:app") as server:
         spread(server)
         assert "Using worker: gunicorn_sticky.GeventStickyWorker" in server.log
+        assert server.who()["wsgi"]["SCRIPT_NAME"] == ""
 
 
 # --- HTTP ---
@@ -459,6 +461,57 @@ def test_limits_of_gunicorns_parser_count():
         assert server.get("/" + "x" * 200, headers=client).status in (400, 414)
         assert server.get("/", headers=client | {f"X-{n}": "1" for n in range(8)}).status in (400, 431)
         assert server.get("/", headers=client | {"X-Long": "x" * 300}).status in (400, 431)
+
+
+@pytest.mark.parametrize(
+    ("option", "head"),
+    [
+        ("permit-unconventional-http-method", b"get / HTTP/1.1\r\nHost: a\r\n"),
+        ("permit-unconventional-http-version", b"GET / HTTP/2.0\r\nHost: a\r\n"),
+        ("permit-obsolete-folding", b"GET / HTTP/1.1\r\nHost: a\r\nX-A: b\r\n c\r\n"),
+        ("strip-header-spaces", b"GET / HTTP/1.1\r\nHost: a\r\nX-A : b\r\n"),
+    ],
+)
+def test_what_gunicorns_parser_may_take(option: str, head: bytes):
+    for args, expected in (([], b"400"), ([f"--{option}"], b"200")):
+        with (
+            Server(*STICKY, "-w", "2", "--sticky-proxy", *args, "whoami:app") as server,
+            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client,
+        ):
+            client.sendall(head + b"X-Forwarded-For: 10.1.1.1\r\nConnection: close\r\n\r\n")
+            assert client.recv(12)[9:] == expected
+
+
+def test_what_gunicorn_tells_the_application():
+    """Also of a request that has moved from one worker to another."""
+    config = """
+workers = 4
+sticky_proxy = True
+header_map = "dangerous"
+forwarder_headers = "SCRIPT_NAME"
+secure_scheme_headers = {"X-SECURE": "yes"}
+"""
+    with Server(*STICKY, "process:app", config=config) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        slots = set()
+        for number in range(12):
+            headers = {"X-Forwarded-For": f"10.0.0.{number}", "X-Secure": "yes", "SCRIPT_NAME": "/shop", "A_B": "c"}
+            connection.request("GET", "/shop/there", headers=headers)
+            who = json.loads(connection.getresponse().read())
+            slots.add(who["slot"])
+            assert who["wsgi"]["wsgi.url_scheme"] == "https"
+            assert (who["wsgi"]["SCRIPT_NAME"], who["wsgi"]["PATH_INFO"]) == ("/shop", "/there")
+            assert who["wsgi"]["HTTP_A_B"] == "c"
+        connection.close()
+        assert len(slots) > 1
+
+
+@pytest.mark.parametrize("args", [[], ["--no-sendfile"]])
+def test_files(args: list[str]):
+    with Server(*STICKY, "-w", "2", *args, "process:app") as server:
+        expected = (APPS / "process.py").read_bytes()
+        for client in CLIENTS:
+            assert server.get("/file", source=client).body == expected
 
 
 def test_trusted_proxies_of_gunicorn_are_independent_of_ours():

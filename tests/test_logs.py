@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
 
 CLIENTS = addresses(12)
@@ -87,15 +88,46 @@ def test_output_of_the_application():
         server.wait_for_log("printed by the application")
 
 
-def test_log_configuration():
-    config = """
-logconfig_dict = {
-    "version": 1,
-    "formatters": {"short": {"format": "SHORT %(process)d %(message)s"}},
-    "handlers": {"file": {"class": "logging.FileHandler", "filename": "own.log", "formatter": "short"}},
-    "root": {"level": "INFO", "handlers": ["file"]},
-    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["file"], "propagate": False}},
-}
+@pytest.mark.parametrize("setting", ["logconfig_dict", "logconfig_json", "logconfig"])
+def test_log_configuration(setting: str):
+    tables = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"short": {"format": "SHORT %(process)d %(message)s"}},
+        "handlers": {"file": {"class": "logging.FileHandler", "filename": "own.log", "formatter": "short"}},
+        "root": {"level": "INFO", "handlers": ["file"]},
+        "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["file"], "propagate": False}},
+    }
+    text = """
+[loggers]
+keys=root,gunicorn.error
+[handlers]
+keys=file
+[formatters]
+keys=short
+[logger_root]
+level=INFO
+handlers=file
+[logger_gunicorn.error]
+level=INFO
+handlers=file
+propagate=0
+qualname=gunicorn.error
+[handler_file]
+class=FileHandler
+formatter=short
+args=("own.log",)
+[formatter_short]
+format=SHORT %(process)d %(message)s
+"""
+    # The files have to be there before Gunicorn reads its configuration, so that writes them.
+    config = f"""
+import json
+with open("log.json", "w") as file:
+    json.dump({tables!r}, file)
+with open("log.ini", "w") as file:
+    file.write({text!r})
+{setting} = {({"logconfig_dict": tables, "logconfig_json": "log.json", "logconfig": "log.ini"})[setting]!r}
 workers = 2
 """
     with Server(*STICKY, "whoami:app", config=config) as server:

@@ -1,4 +1,4 @@
-"""Answers with JSON about the process that serves the request. Some paths do something before that, see below."""
+"""Answers with JSON about the process that serves the request. Some paths do something else, see below."""
 
 import json
 import os
@@ -16,6 +16,9 @@ def app(environ, start_response):
     elif path == "/spin":
         while not os.path.exists("release"):
             pass  # gevent gets no chance to do anything else
+    elif path == "/file":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return environ["wsgi.file_wrapper"](open(__file__, "rb"))
     elif path == "/print":
         print("printed by the application")
         sys.stdout.flush()
@@ -27,6 +30,7 @@ def app(environ, start_response):
         "folder": os.getcwd(),
         "path": sys.path,
         "environ": dict(os.environ),
+        "wsgi": {name: value for name, value in environ.items() if isinstance(value, str)},
         "modules": sorted(sys.modules),
     }
     body = json.dumps(answer).encode()
