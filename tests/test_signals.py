@@ -148,6 +148,7 @@ def held_request(server: Server) -> Iterator[list[int]]:
     thread.start()
     try:
         server.wait_for_log("arrived")
+        server.wait_for_log("booted", count=2)
         yield statuses
         thread.join(30)
         assert statuses
@@ -156,8 +157,11 @@ def held_request(server: Server) -> Iterator[list[int]]:
         thread.join()
 
 
-#: Logs each request when it arrives.
-ARRIVED = "def pre_request(worker, req):\n    worker.log.info('arrived')"
+#: Logs each request when it arrives, and workers that are ready.
+ARRIVED = """
+def pre_request(worker, req): worker.log.info("arrived")
+def post_worker_init(worker): worker.log.info("booted")
+"""
 
 
 def test_term_lets_requests_end():
@@ -341,8 +345,9 @@ def test_a_dispatcher_does_not_care_for_the_masters_signals(name: str):
 
 def test_interrupt_from_the_terminal_ends_all_at_once():
     """Ctrl-C reaches every process of the group."""
-    with Server(*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app") as server:
+    with Server(*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app", config=ARRIVED) as server:
         server.slots(CLIENTS)
+        server.wait_for_log("booted", count=2)
         os.killpg(server.pid, signal.SIGINT)
         assert server.process.wait(10) == 0
         assert not server.session()
