@@ -22,7 +22,9 @@ def arguments() -> Iterator[dict[str, Any]]:
         yield {"env": {"TMPDIR": folder}, "control_socket": True}
 
 
-DIRTY = (*STICKY, "-w", "2", "--dirty-app", "dirty:Task", "--dirty-workers", "2", "dirty:app")
+# Gunicorn's dirty arbiter, if told to end in the middle of a reload, waits for its workers as long as it may.
+PATIENT = ("--dirty-graceful-timeout", "2")
+DIRTY = (*STICKY, "-w", "2", *PATIENT, "--dirty-app", "dirty:Task", "--dirty-workers", "2", "dirty:app")
 
 
 def works(server: Server) -> None:
@@ -44,11 +46,10 @@ def test_dirty_workers_work_for_all_workers(arguments):
         assert not server.session()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_quick_stop(arguments, number: int):
+def test_quick_stop(arguments):
     with Server(*DIRTY, **arguments) as server:
         works(server)
-        assert server.stop(number, timeout=15) == 0
+        assert server.stop(signal.SIGINT, timeout=15) == 0
         assert not server.session()
 
 

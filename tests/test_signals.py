@@ -47,7 +47,7 @@ LATER = [
     "dispatcher",
 ]
 #: How many starts are interrupted after how many seconds.
-STARTS = int(os.environ.get("STICKY_STARTS", "10"))
+STARTS = int(os.environ.get("STICKY_STARTS", "6"))
 LATEST = 0.8
 STOPS = [signal.SIGTERM]
 
@@ -115,7 +115,7 @@ def test_stop_at_any_time():
                 assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("stage", LATER[:-1])
+@pytest.mark.parametrize("stage", ["ready", "before worker 2", "worker 1"])
 def test_what_a_starting_server_is_told_is_done_when_it_has_started(stage: str):
     with Server(*STICKY, "-w", "2", "whoami:app", config=PAUSE, env={"STAGE": stage}) as server:
         wait_for((server.folder / "here").exists, stage)
@@ -191,13 +191,12 @@ def test_quick_stop_does_not_wait_for_requests(number: int):
         assert not server.session()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_a_graceful_stop_can_be_made_quick(number: int):
+def test_a_graceful_stop_can_be_made_quick():
     args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
     with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
         server.send_signal(signal.SIGTERM)
         server.wait_for_log("Handling signal: term")
-        server.send_signal(number)
+        server.send_signal(signal.SIGINT)
         assert server.process.wait(15) == 0
         assert "Quick shutdown requested" in server.log
         wait_for(lambda: statuses == [0], "the request to be cut off")
@@ -234,7 +233,7 @@ def test_winch_stops_the_workers_of_a_daemon_until_hup():
         assert len(server.alive("worker")) == 2
 
 
-@pytest.mark.parametrize("stage", ["ready", "before worker 2", "worker 1", "booted worker 2"])
+@pytest.mark.parametrize("stage", ["before worker 2", "booted worker 2"])
 def test_winch_while_a_daemon_starts(stage: str):
     with daemon(*STICKY, "-w", "2", "whoami:app", config=PAUSE, env={"STAGE": stage}) as server:
         wait_for((server.folder / "here").exists, stage)
@@ -263,10 +262,8 @@ def upgrade(server: Server) -> int:
 
 
 def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    """Tell whether a process is gone, and its parent knows."""
+    return not Path(f"/proc/{pid}").exists()
 
 
 def test_an_upgrade_can_be_undone():
@@ -311,35 +308,36 @@ def test_a_second_upgrade_waits_for_the_end_of_the_first_one():
 # --- signals to those behind the master ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT])
-def test_a_worker_that_is_told_to_end_is_replaced_in_its_slot(number: int):
+def test_a_worker_that_is_told_to_end_is_replaced_in_its_slot():
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
         before = server.slots(CLIENTS)
-        victim = server.who(source=CLIENTS[0])
-        os.kill(victim["pid"], number)
-        wait_for(lambda: victim["pid"] not in server.children(), "the worker to end")
-        assert server.slots(CLIENTS) == before
-        assert len(server.booted("worker")) == 3
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT):
+            victim = server.who(source=CLIENTS[0])["pid"]
+            os.kill(victim, number)
+            wait_for(lambda: victim not in server.children(), "the worker to end")  # noqa: B023
+            assert server.slots(CLIENTS) == before
+        assert len(server.booted("worker")) == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_dispatcher_that_is_told_to_end_is_replaced(number: int):
+def test_a_dispatcher_that_is_told_to_end_is_replaced():
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
         before = server.slots(CLIENTS)
-        os.kill(server.alive("dispatcher")[0], number)
-        server.wait_for_log("Booting dispatcher", count=2)
-        assert server.slots(CLIENTS) == before
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            count = len(server.booted("dispatcher"))
+            os.kill(server.alive("dispatcher")[-1], number)
+            server.wait_for_log("Booting dispatcher", count=count + 1)
+            assert server.slots(CLIENTS) == before
         assert len(server.booted("worker")) == 2
 
 
-@pytest.mark.parametrize("name", ["HUP", "TTIN", "TTOU", "USR2", "WINCH"])
-def test_a_dispatcher_does_not_care_for_the_masters_signals(name: str):
+def test_a_dispatcher_does_not_care_for_the_masters_signals():
     """As when a terminal sends them to the whole process group."""
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
         before = server.slots(CLIENTS)
         (dispatcher,) = server.alive("dispatcher")
-        os.kill(dispatcher, getattr(signal, f"SIG{name}"))
-        assert server.slots(CLIENTS) == before
+        for name in ("HUP", "TTIN", "TTOU", "USR2", "WINCH"):
+            os.kill(dispatcher, getattr(signal, f"SIG{name}"))
+            assert server.slots(CLIENTS) == before
         assert server.alive("dispatcher") == [dispatcher]
 
 
