@@ -110,7 +110,8 @@ def test_stop_at_any_time():
             server.send_signal(number)
             code = server.process.wait(15)
             nothing_is_left(server, port)
-            assert code in ((0,) if "Listening at" in server.log else (0, -number))
+            # Before there are handlers, Python or the signal itself ends it.
+            assert code in ((0,) if "Listening at" in server.log else (0, 1, -number))
             if code == 0:
                 assert "Traceback" not in server.log
 
