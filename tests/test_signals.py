@@ -95,7 +95,8 @@ def test_stop_before_there_are_handlers(stage: str):
 def test_stop_at_every_stage_of_the_start(stage: str, number: int):
     code, log = stop_at(stage, number)
     assert code == 0
-    assert "Traceback" not in log
+    # Gunicorn's gevent worker may end in two ways at once on a quick stop, and gevent then prints the second one.
+    assert log.count("Traceback") == log.count("\nSystemExit: 0\n")
     assert "Shutting down: Master" in log
     assert "SIGKILL" not in log
 
@@ -113,7 +114,7 @@ def test_stop_at_any_time():
             # Before there are handlers, Python or the signal itself ends it.
             assert code in ((0,) if "Listening at" in server.log else (0, 1, -number))
             if code == 0:
-                assert "Traceback" not in server.log
+                assert server.log.count("Traceback") == server.log.count("\nSystemExit: 0\n")
 
 
 @pytest.mark.parametrize("stage", ["ready", "before worker 2", "worker 1"])
