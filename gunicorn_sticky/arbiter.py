@@ -89,7 +89,8 @@ class _Process:
     pid: int
     #: Configuration, listeners and number of slots that it was made for.
     made_for: tuple[Any, tuple[Any, ...], int]
-    heartbeat: WorkerTmp
+    #: Its heartbeat.
+    tmp: WorkerTmp
     started: float
 
 
@@ -298,6 +299,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     # --- the dispatcher ---
 
+    def _dispatchers(self) -> list[_Process]:
+        return [*self._retired, *filter(None, [self._dispatcher])]
+
     def _manage_dispatcher(self) -> None:
         """Have one dispatcher, made for what is true now."""
         wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers)
@@ -345,6 +349,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         code = 1
         try:
             util._setproctitle(f"dispatcher [{self.proc_name}]")
+            for sibling in [*self.WORKERS.values(), *self._dispatchers()]:
+                sibling.tmp.close()  # their heartbeats, inherited
             self.log.info("Booting dispatcher with pid: %s", os.getpid())
             dispatcher.run(plan, self.cfg, self.log, heartbeat.notify)
             code = 0
@@ -358,14 +364,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             os.kill(process.pid, number)
 
     def _reap_dispatchers(self) -> None:
-        for process in [*self._retired, *filter(None, [self._dispatcher])]:
+        for process in self._dispatchers():
             try:
                 pid, status = os.waitpid(process.pid, os.WNOHANG)
             except ChildProcessError:
                 pid, status = process.pid, None  # upstream's waitpid(-1) was faster
             if not pid:
                 continue
-            process.heartbeat.close()
+            process.tmp.close()
             if process is self._dispatcher:
                 self._dispatcher = None
                 self._not_before = process.started + RESPAWN
@@ -405,14 +411,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         process = self._dispatcher
         if not self.timeout or process is None:
             return
-        if time.monotonic() - process.heartbeat.last_update() > self.timeout:
+        if time.monotonic() - process.tmp.last_update() > self.timeout:
             self.log.critical("DISPATCHER TIMEOUT (pid:%s)", process.pid)
             self._kill(process, signal.SIGKILL)
 
     def handle_usr1(self) -> None:
         """Reopen the logs, here and in all processes."""
         super().handle_usr1()
-        for process in [*self._retired, *filter(None, [self._dispatcher])]:
+        for process in self._dispatchers():
             self._kill(process, signal.SIGUSR1)
 
     # --- stopping, and upgrading ---
@@ -428,8 +434,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board.phase = STOPPING
         if self.master_pid:
             self._board.other().take_charge()
-        self._retired += filter(None, [self._dispatcher])
-        self._dispatcher = None
+        self._retired, self._dispatcher = self._dispatchers(), None
         for process in self._retired:
             self._kill(process, signal.SIGTERM if graceful else signal.SIGQUIT)
         self._reap_dispatchers()

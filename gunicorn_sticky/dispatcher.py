@@ -304,8 +304,7 @@ class Dispatcher:
     def _turn(self, on: bool) -> None:
         """Begin to accept, or stop it. Whoever accepts also routes what workers hand back."""
         self._accepting = on
-        returns = self.plan.channels.returns
-        handlers: dict[int, Callable[[int], object]] = {returns.fileno(): lambda _events: self._reroute(returns)}
+        handlers: dict[int, Callable[[int], object]] = {self.plan.channels.returns.fileno(): self._take_back}
         for listener in self._listeners:
             handlers[listener.socket.fileno()] = lambda _events, listener=listener: self._accept(listener)  # type: ignore[misc]
         for fd, handler in handlers.items():
@@ -481,6 +480,10 @@ class Dispatcher:
                 with contextlib.suppress(OSError):  # no descriptors left: next time, maybe
                     while received := channel.receive():
                         self._refuse_waiting(*received)
+
+    def _take_back(self, _events: int) -> None:
+        if self.plan.board.in_charge:  # still
+            self._reroute(self.plan.channels.returns)
 
     def _reroute(self, channel: Channel) -> bool:
         """Dispatch anew what a removed slot has not taken, or a worker has handed back.

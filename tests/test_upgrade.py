@@ -1,0 +1,201 @@
+"""SIGUSR2: of two masters exactly one accepts, and no session is lost while its worker lives."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import BIN, STICKY, Server, addresses, wait_for
+
+CLIENTS = addresses(24)
+BY_SESSION = ("--sticky-by", "session", "--sticky-session-keys", "query:session_id", "sessions:app")
+
+
+def ask(server: Server, client: str, path: str = "/") -> dict:
+    return dict(json.loads(server.get(path, source=client).body))
+
+
+def use(server: Server, session: dict) -> dict:
+    return ask(server, "127.0.0.1", f"/use?session_id={session['id']}")
+
+
+def pids(server: Server) -> set[int]:
+    return {ask(server, client)["pid"] for client in CLIENTS}
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@contextlib.contextmanager
+def serving(*args: str, control_socket: bool = False) -> Iterator[Server]:
+    """Start a server with two workers, and wait for both."""
+    with Server(*STICKY, "-w", "2", "--pid", "pid", *args, control_socket=control_socket) as server:
+        wait_for(lambda: len(pids(server)) == 2, "both workers")
+        yield server
+
+
+class Master:
+    """A new master, started by SIGUSR2 and in charge."""
+
+    def __init__(self, server: Server, old: int | None = None) -> None:
+        known, count = set(server.booted("worker")), server.log.count("Master.2 accepts")
+        os.kill(old or server.pid, signal.SIGUSR2)
+        server.wait_for_log(r"Master\.2 accepts connections now", count=count + 1)
+        self.server = server
+        self.pid = int((server.folder / "pid.2").read_text())
+        self.workers = set(server.booted("worker")) - known
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        os.kill(self.pid, number)
+        wait_for(lambda: not is_running(self.pid), "the new master to end")
+
+    def be_promoted(self) -> None:
+        """Wait until the new master knows that it is the only one."""
+        pidfile = self.server.folder / "pid"
+        wait_for(lambda: pidfile.exists() and int(pidfile.read_text()) == self.pid, "the new master's promotion")
+        assert not (self.server.folder / "pid.2").exists()
+
+
+def test_every_client_keeps_its_slot():
+    with serving("whoami:app") as server:
+        before = {client: server.who(source=client)["slot"] for client in CLIENTS}
+        old = pids(server)
+        new = Master(server)
+        assert {client: server.who(source=client)["slot"] for client in CLIENTS} == before
+        assert pids(server) == new.workers
+        assert all(is_running(pid) for pid in old)
+        server.stop()
+        new.be_promoted()
+        assert {client: server.who(source=client)["slot"] for client in CLIENTS} == before
+        assert pids(server) == new.workers
+        new.end()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
+def test_the_old_master_accepts_again_when_the_new_one_goes(number: int):
+    with serving("whoami:app") as server:
+        old = pids(server)
+        new = Master(server)
+        assert pids(server) == new.workers
+        new.end(number)
+        wait_for(lambda: pids(server) == old, "the old master to accept")
+        again = Master(server)
+        assert pids(server) == again.workers
+        again.end()
+
+
+def test_the_new_master_goes_on_when_the_old_one_is_killed():
+    with serving("whoami:app") as server:
+        old = pids(server)
+        new = Master(server)
+        server.stop(signal.SIGKILL)
+        wait_for(lambda: not any(is_running(pid) for pid in old), "the old workers to end")
+        assert pids(server) == new.workers
+        new.be_promoted()
+        assert pids(server) == new.workers
+        new.end()
+
+
+def test_the_old_master_may_go_before_the_new_one_is_ready():
+    with serving("whoami:app") as server:
+        old = pids(server)
+        server.send_signal(signal.SIGUSR2)
+        new = int(server.wait_for_log(r"\[(\d+)\] \[INFO\] Starting gunicorn", count=2).group(1))
+        server.stop()
+        assert not pids(server) & old  # what nobody accepts waits in the kernel
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not is_running(new), "the new master to end")
+
+
+def test_an_upgrade_that_fails_changes_nothing():
+    with serving("whoami:app") as server:
+        old = pids(server)
+        server.config.write_text("raise RuntimeError('a broken configuration')")
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log("a broken configuration")
+        assert pids(server) == old
+        server.config.write_text("")
+        # The old master ignores the signal until it has noticed the end of the other one.
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+        wait_for(lambda: len(children.read_text().split()) == 3, "the end of the new master")
+        new = Master(server)
+        assert pids(server) == new.workers
+        new.end()
+
+
+def test_upgrades_one_after_the_other():
+    with serving(*BY_SESSION) as server:
+        master = server.pid
+        for _ in range(3):
+            old = [ask(server, client, "/new") for client in CLIENTS]
+            new = Master(server, master)
+            sessions = [ask(server, client, "/new") for client in CLIENTS]
+            assert {session["pid"] for session in sessions} == new.workers
+            assert all(use(server, session)["pid"] == session["pid"] for session in (*old, *sessions))
+            os.kill(master, signal.SIGTERM)
+            if master == server.pid:
+                server.process.wait(30)
+            new.be_promoted()
+            assert all(use(server, session)["pid"] == session["pid"] for session in sessions)
+            assert all(use(server, session)["count"] is None for session in old)
+            master = new.pid
+        new.end()
+
+
+def test_sessions_of_the_old_workers_reach_them_also_when_the_old_master_is_back():
+    with serving(*BY_SESSION) as server:
+        sessions = [ask(server, client, "/new") for client in CLIENTS]
+        new = Master(server)
+        assert [use(server, session)["count"] for session in sessions] == [1] * len(sessions)
+        new.end()
+        assert [use(server, session)["count"] for session in sessions] == [2] * len(sessions)
+
+
+def test_sessions_of_both_masters_on_one_kept_alive_connection():
+    """Whichever worker has the connection, of the old master or of the new one."""
+    with serving(*BY_SESSION) as server:
+        old = ask(server, CLIENTS[0], "/new")
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+
+        def on_it(path: str) -> dict:
+            connection.request("GET", path)
+            return dict(json.loads(connection.getresponse().read()))
+
+        assert on_it(f"/use?session_id={old['id']}")["pid"] == old["pid"]
+        new = Master(server)
+        assert on_it(f"/use?session_id={old['id']}")["pid"] == old["pid"]
+        young = on_it("/new")
+        assert young["pid"] in new.workers
+        for session in (old, young, young, old, young):
+            answer = on_it(f"/use?session_id={session['id']}")
+            assert (answer["pid"], answer["count"] is not None) == (session["pid"], True)
+        connection.close()
+        new.end()
+
+
+def test_the_control_socket_belongs_to_the_old_master_and_then_to_the_new_one():
+    with serving("whoami:app", control_socket=True) as server:
+        server.wait_for_log("Control socket listening")
+
+        def master() -> int:
+            tool = [str(BIN / "gunicornc"), "-s", str(server.folder / "control"), "-j", "-c", "show stats"]
+            done = subprocess.run(tool, capture_output=True, text=True, timeout=30)
+            return int(json.loads(done.stdout)["pid"]) if done.returncode == 0 else 0
+
+        assert master() == server.pid
+        gone = Master(server)
+        assert master() == server.pid
+        gone.end()
+        assert master() == server.pid
+        new = Master(server)
+        server.stop()
+        wait_for(lambda: master() == new.pid, "the new master's control socket")
+        new.end()
