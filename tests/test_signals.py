@@ -49,7 +49,7 @@ LATER = [
 #: How many starts are interrupted after how many seconds.
 STARTS = int(os.environ.get("STICKY_STARTS", "6"))
 LATEST = 0.8
-STOPS = [signal.SIGTERM]
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 
 
 def free_port() -> int:
