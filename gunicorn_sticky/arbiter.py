@@ -163,6 +163,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     # --- workers in slots ---
 
+    def _set_num_workers(self, value: int) -> None:
+        if reason := settings.too_many(value, settings.affinity(self.cfg)):
+            self.log.error("Number of workers stays %s: %s", self.num_workers, reason)
+        else:
+            super()._set_num_workers(value)
+
+    num_workers = property(Arbiter._get_num_workers, _set_num_workers)
+
     def _workers_of(self, slot: int) -> list[Any]:
         """Return the workers of `slot`, the newest last."""
         return sorted((w for w in self.WORKERS.values() if w.slot == slot), key=lambda w: w.age)
@@ -204,8 +212,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         return settings.affinity(self.cfg).by_session
 
     def kill_worker(self, pid: int, sig: int) -> None:
-        """Send a worker a signal. SIGTERM is lost on a worker that is still booting, so that is told in two ways."""
-        if sig == signal.SIGTERM and pid in self.WORKERS:
+        """Send a worker a signal. It is lost on a worker that is still booting, so an end is told in two ways."""
+        if sig in (signal.SIGTERM, signal.SIGQUIT) and pid in self.WORKERS:
             self.WORKERS[pid].alive = False
         super().kill_worker(pid, sig)
 
@@ -385,7 +393,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Reap whoever has died; a dispatcher is replaced at once, also in the middle of a reload."""
         self._reap_dispatchers()
         before = dict(self.WORKERS)
-        super().reap_workers()
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if self._board.phase == RUNNING:
+                raise
+            # Two workers could not boot: the first one has stopped the server already.
         for pid in before.keys() - self.WORKERS.keys():
             worker = before[pid]
             if not (worker.alive and self._board.is_booting(worker.seat)):
@@ -431,7 +444,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def stop(self, graceful: bool = True) -> None:
         """Stop the dispatcher and the workers, which serve what it still passes on."""
-        self._board.phase = STOPPING
+        self._board.phase = STOPPING if graceful else STOPPED
         if self.master_pid:
             self._board.other().take_charge()
         self._retired, self._dispatcher = self._dispatchers(), None
@@ -445,6 +458,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def reexec(self) -> None:
         """Start a new master, which inherits what both have to know of each other."""
+        if self.systemd:
+            self.log.error(
+                "USR2 signal ignored: the listeners are systemd's, which can restart this without closing them"
+            )
+            return
         from .upgrade import VARIABLE, Legacy
 
         legacy = Legacy(

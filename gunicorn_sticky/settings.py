@@ -392,7 +392,8 @@ def check(cfg: Any) -> None:
     if cfg.reuse_port:
         raise ConfigError("reuse_port spreads connections in the kernel, which sticky sessions cannot undo: remove it")
     ours = affinity(cfg)
-    _check_workers(cfg.workers, ours)
+    if reason := too_many(cfg.workers, ours):
+        raise ConfigError(reason)
     if ours.proxies and cfg.is_ssl:
         raise ConfigError("the PROXY header would be inside TLS, where it cannot be read: remove proxy_protocol")
     if ours.by == "ip":
@@ -410,21 +411,16 @@ def check(cfg: Any) -> None:
         raise ConfigError(f"sticky_by = {ours.by!r} reads HTTP: remove protocol = {cfg.protocol!r}")
 
 
-def _check_workers(workers: int, ours: Affinity) -> None:
-    """Refuse more workers than the arbiter can have channels for.
-
-    Raises:
-        gunicorn.errors.ConfigError: with a message for the user
-    """
+def too_many(workers: int, ours: Affinity) -> str | None:
+    """Return why the arbiter cannot have channels for so many workers, or None if it can."""
     if workers > MAX_SLOTS:
-        raise ConfigError(f"workers = {workers} is too many: at most {MAX_SLOTS}")
+        return f"workers = {workers} is too many: at most {MAX_SLOTS}"
     # A channel has two ends; by session each seat has one, too. And each worker has a file for its heartbeat.
     needed = SPARE_FILES + workers * (2 + SEATS * (3 if ours.by_session else 1))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and needed > limit:
-        raise ConfigError(
-            f"workers = {workers} needs {needed} open files, and the limit is {limit}: raise it (ulimit -n)"
-        )
+        return f"workers = {workers} needs {needed} open files, and the limit is {limit}: raise it (ulimit -n)"
+    return None
 
 
 UNIX_NEEDS_HEADER = "a Unix socket has no client address: use sticky_by = 'header', or bind a TCP address"

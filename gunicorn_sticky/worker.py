@@ -312,7 +312,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Tell whether a later request on a connection is for this worker."""
         assert self._seat
         board = self._seat.board
-        if board.phase != RUNNING:
+        if board.phase != RUNNING and board.in_charge:
             return True  # nobody routes any more
         if not self._affinity.by_session:
             return self._is_mine_by_hash(key, served)

@@ -471,6 +471,22 @@ def test_a_dispatcher_without_free_descriptors_drops_the_slowest():
             connection.close()
 
 
+def test_no_more_workers_than_there_are_descriptors_for():
+    with Server(*STICKY, "-w", "2", "whoami:app", command=limited(42)) as server:
+        assert set(slots(server).values()) == {0, 1}
+        server.send_signal(signal.SIGTTIN)
+        server.wait_for_log(r"Number of workers stays 2: workers = 3 needs .* open files.*ulimit -n")
+        assert set(slots(server).values()) == {0, 1}
+
+
+def test_workers_that_cannot_boot_end_the_server_as_gunicorn_does():
+    config = "def post_worker_init(worker):\n    raise RuntimeError('all of them')"
+    with Server(*STICKY, "-w", "4", "--pid", "pid", "whoami:app", config=config) as server:
+        assert server.process.wait(30) == 3
+        assert "Reason: Worker failed to boot." in server.log
+        assert not (server.folder / "pid").exists()
+
+
 def test_a_worker_without_free_descriptors_loses_no_connection():
     with Server(*STICKY, "-w", "1", "whoami:app", command=limited(64)) as server:
         server.who()
