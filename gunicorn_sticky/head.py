@@ -16,6 +16,8 @@ MAX_HEAD = 64 * 1024
 
 # They may stand before a request line (RFC 9112 section 2.2).
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
+# The end of a field's value. (In one expression with its beginning, each byte of it would be tried as the end.)
+_END = re.compile(rb"\n(?=[^ \t])")
 
 
 class Incomplete(Exception):
@@ -31,12 +33,8 @@ class Field:
 
     def __init__(self, name: str) -> None:
         # Each match begins at a line feed, so neither the request line nor a longer name can match, and the first
-        # empty line ends the search, so a body cannot either. The look-ahead waits for the character that tells
-        # whether the next line continues the value.
-        self._next = re.compile(
-            rb"\n(?:\r?\n|%s[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)(?=\n[^ \t]))" % re.escape(name.encode("latin-1")),
-            re.IGNORECASE,
-        )
+        # empty line ends the search, so a body cannot either.
+        self._next = re.compile(rb"\n(?:\r?\n|(%s[ \t]*:))" % re.escape(name.encode("latin-1")), re.IGNORECASE)
 
     def values(self, data: bytes | bytearray, size: int, start: int = 0) -> Iterator[bytes]:
         """Yield the values of the field in order, as they stand in the first `size` bytes of `data`.
@@ -48,10 +46,15 @@ class Field:
             Incomplete: after the last value, if the end of the head is not among those bytes
         """
         start = _EMPTY_LINES.match(data, start, size).end()  # type: ignore[union-attr]
-        for match in self._next.finditer(data, start, size):
+        while match := self._next.search(data, start, size):
             if match.group(1) is None:
                 return
-            yield match.group(1)
+            # The character behind a line's end tells whether the next line continues the value.
+            end = _END.search(data, match.end(), size)
+            if end is None:
+                break
+            yield bytes(data[match.end() : end.start()])
+            start = end.start()
         raise Incomplete
 
 
