@@ -41,6 +41,7 @@ fuzz: $(READY)
 
 faults: programs $(READY)
 	@set -e; for round in $$(seq 50); do $(BIN)/pytest -q -n $(JOBS) tests/test_processes.py tests/test_session.py; done
+	STICKY_FAULTS=50 $(BIN)/pytest -q tests/test_hostile.py
 
 build: $(READY)
 	@rm -rf dist
@@ -74,7 +75,7 @@ $(READY): pyproject.toml | programs
 programs:
 	@missing=; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	for program in chromium curl npm openssl nginx haproxy; do \
+	for program in chromium curl npm openssl nginx haproxy slowhttptest strace; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \

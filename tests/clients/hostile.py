@@ -1,0 +1,83 @@
+"""Clients that mean no good: python hostile.py KIND PORT COUNT
+
+Starts COUNT of them within a second, each from an address of its own, and waits for the server to end each. Prints
+JSON: how many connections ended how (a status, "closed" or "open"), and the longest time from start to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import socket
+import struct
+import sys
+import time
+
+HALF = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-"
+KEYED = b"GET / HTTP/1.1\r\nX-Forwarded-For: 1.2.3.%d\r\nHost: a\r\n"
+HUGE = 10_000_000
+#: Seconds after which a connection that is still open is given up.
+LIMIT = 20.0
+
+
+async def attack(kind: str, number: int, writer: asyncio.StreamWriter) -> None:
+    """Send what this kind sends; the connection stays open afterwards, but for "reset"."""
+    if kind == "reset":
+        writer.write(HALF[: number % len(HALF)])
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+    elif kind == "half":
+        writer.write(HALF)
+    elif kind == "rest":  # the key is there, so the worker has to deal with it
+        writer.write(KEYED % (number % 250) + b"A: b")
+    elif kind == "second":  # a request, and half of another one
+        writer.write(KEYED % (number % 250) + b"\r\n" + HALF)
+    elif kind == "drip":
+        for byte in HALF + b"a" * 60:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(1)
+    elif kind == "pieces":  # each of which makes 60 KB worth another look
+        writer.write(b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 10_000)
+        while True:
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(b"a")
+    elif kind == "huge":
+        writer.write(b"GET / HTTP/1.1\r\n")
+        for _ in range(HUGE // 10_000):
+            writer.write(b"A: " + b"b" * 9_995 + b"\r\n")
+            await writer.drain()
+
+
+async def meet(kind: str, number: int, port: int, delay: float) -> tuple[str, float]:
+    """Be one client, and return how it ended, and after how many seconds."""
+    await asyncio.sleep(delay)
+    source = f"127.100.{number // 250}.{1 + number % 250}"
+    started = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+    attacker = asyncio.create_task(attack(kind, number, writer))
+    received = b""
+    try:
+        while more := await asyncio.wait_for(reader.read(65536), LIMIT - (time.monotonic() - started)):
+            received += more
+        end = received.rpartition(b"HTTP/1.1 ")[2][:3].decode() or "closed"
+    except asyncio.TimeoutError:  # not the built-in one in Python 3.10
+        end = "open"
+    except OSError:
+        end = "closed"
+    seconds = time.monotonic() - started
+    attacker.cancel()
+    await asyncio.gather(attacker, return_exceptions=True)
+    writer.transport.abort()
+    return end, seconds
+
+
+async def main(kind: str, port: int, count: int) -> None:
+    met = await asyncio.gather(*(meet(kind, n, port, n / count) for n in range(count)))
+    print(json.dumps({"ends": collections.Counter(end for end, _ in met), "longest": max(s for _, s in met)}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

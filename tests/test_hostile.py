@@ -1,0 +1,201 @@
+"""Clients that mean no good: each is cut off at its deadline, and the others hardly notice.
+
+Hundreds of them here; with STICKY_FAULTS=50 (`make faults`) 1 000, and 2 000 that stay silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import STICKY, TESTS, Server, addresses, wait_for
+
+CLIENTS = max(200, 20 * int(os.environ.get("STICKY_FAULTS", "1")))
+#: Seconds for a head: `sticky_header_timeout` in the dispatcher, and in the worker Gunicorn's default for `keepalive`.
+DISPATCHER, WORKER = 1.0, 2.0
+#: Seconds that Linux holds back a connection without data for the dispatcher (TCP_DEFER_ACCEPT).
+DEFERRED = 1.0
+#: Seconds by which any of that may be late on a busy machine.
+LATE = 3.0
+
+SERVERS = {
+    "header": ("--sticky-proxy", "--sticky-header-timeout", f"{DISPATCHER:g}"),
+    "ip": (),
+    "idle": (),
+    "session": ("--sticky-by", "session", "--sticky-session-keys", "header:x-sid", "--sticky-header-timeout", "1"),
+}
+#: By mode and kind of attack (see clients/hostile.py): how each connection ends, and its deadline.
+ATTACKS = {
+    ("header", "reset"): ("closed", 0.0),
+    ("header", "half"): ("408", DISPATCHER),
+    ("header", "silent"): ("408", DEFERRED + DISPATCHER),
+    ("header", "drip"): ("408", DISPATCHER),
+    ("header", "pieces"): ("408", DISPATCHER),
+    ("header", "huge"): ("431 408", DISPATCHER),  # if less than 64 KiB arrive in time
+    ("header", "rest"): ("closed", WORKER),
+    ("header", "second"): ("200", WORKER),
+    ("ip", "reset"): ("closed", 0.0),
+    ("ip", "half"): ("closed", WORKER),
+    ("ip", "silent"): ("closed", WORKER),
+    ("ip", "drip"): ("closed", WORKER),
+    ("ip", "second"): ("200", WORKER),
+    ("session", "half"): ("408", DISPATCHER),
+}
+
+
+def serve(mode: str) -> Server:
+    return Server(*STICKY, "-w", "4", *SERVERS[mode], "whoami:app")
+
+
+@pytest.fixture(scope="module")
+def server_for() -> Iterator[Callable[[str], Server]]:
+    """Start a server for each mode that is asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(mode: str) -> Server:
+            server = stack.enter_context(serve(mode))
+            pids: set[int] = set()
+            clients = itertools.cycle(addresses(40))
+            wait_for(lambda: pids.add(ask(server, next(clients))["pid"]) or len(pids) == 4, "all workers")
+            return server
+
+        yield start
+
+
+def ask(server: Server, client: str) -> dict[str, Any]:
+    return server.who(source=client, headers={"X-Forwarded-For": client})
+
+
+def hostile(kind: str, port: int, count: int) -> dict[str, Any]:
+    """Let `count` clients of a kind connect, all of them within a second, and return how they ended."""
+    command = [sys.executable, str(TESTS / "clients" / "hostile.py"), kind, str(port), str(count)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+    return dict(json.loads(done.stdout))
+
+
+class Honest:
+    """Clients that ask each server about ten times a second, by new connections, and note how long that takes.
+
+    Args:
+        servers: whom they ask
+    """
+
+    def __init__(self, *servers: Server) -> None:
+        self._servers = servers
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=[n]) for n in range(20)]
+        #: By server.
+        self.seconds: list[list[float]] = [[] for _ in servers]
+        self.failures: list[str] = []
+
+    def _run(self, number: int) -> None:
+        for n in itertools.cycle(range(200)):
+            for server, seconds in zip(self._servers, self.seconds, strict=True):
+                started = time.monotonic()
+                try:
+                    ask(server, f"127.200.{number}.{1 + n}")
+                except Exception as error:
+                    self.failures.append(repr(error))
+                seconds.append(time.monotonic() - started)
+            if self._done.wait(0.1):
+                return
+
+    def wait(self, count: int) -> None:
+        """Wait for so many requests to each server."""
+        counts = [len(seconds) + count for seconds in self.seconds]
+        wait_for(lambda: all(len(s) >= n for s, n in zip(self.seconds, counts, strict=True)), "requests")
+
+    def __enter__(self) -> Honest:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def p99(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[len(seconds) * 99 // 100]
+
+
+def descriptors(server: Server) -> dict[int, int]:
+    """Return how many descriptors each process of the server has open."""
+    return {pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in [server.pid, *server.children()]}
+
+
+@pytest.mark.parametrize(("mode", "kind"), ATTACKS, ids=map("-".join, ATTACKS))
+def test_the_others_hardly_notice(server_for: Callable[[str], Server], mode: str, kind: str):
+    """Their p99 stays below twice its idle value, or below 50 ms.
+
+    Attackers, clients and other tests share the machine with the server. So the idle value is that of another server
+    at the same time, whom nobody attacks, and one good round of three will do: what is slow by itself is so every time.
+    """
+    server, idle_server = server_for(mode), server_for("idle")
+    dispatcher = server.booted("dispatcher")[0]
+    before = descriptors(server)
+    count = {"silent": 2 * CLIENTS, "huge": CLIENTS // 20, "second": CLIENTS // 4}.get(kind, CLIENTS)
+    ends, deadline = ATTACKS[mode, kind]
+    rounds = []
+    for _ in range(3):
+        with Honest(server, idle_server) as honest:
+            honest.wait(20)
+            report = hostile(kind, server.port, count)
+            honest.wait(100)  # after a short attack too, because it may go on in the server
+        assert not honest.failures
+        assert set(report["ends"]) <= set(ends.split())
+        assert sum(report["ends"].values()) == count
+        assert report["longest"] < deadline + LATE
+        busy, idle = map(p99, honest.seconds)
+        if busy < max(2 * idle, 0.05):
+            break
+        rounds.append((busy, idle))
+    else:
+        pytest.fail(f"p99 of the attacked server and of the idle one, in seconds: {rounds}")
+    memory = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{dispatcher}/status").read_text())
+    assert memory
+    assert int(memory.group(1)) < 100 * 1024
+    assert descriptors(server).keys() == before.keys()  # nobody died
+    wait_for(
+        lambda: all(count <= before[pid] for pid, count in descriptors(server).items()), "connections to be closed"
+    )
+
+
+def test_heads_without_end_in_a_worker():
+    """By address the worker reads the head. Gunicorn's limits end it, so nobody dies, and nobody waits for long."""
+    with serve("ip") as server:
+        server.get()
+        before = descriptors(server).keys()
+        report = hostile("huge", server.port, 8)
+        assert set(report["ends"]) <= {"closed", "400", "431"}
+        assert report["longest"] < WORKER + LATE
+        assert server.get().status == 200
+        assert descriptors(server).keys() == before
+
+
+def test_slowhttptest():
+    """Its slow heads are cut off, and its own probe finds the server available all the time."""
+    with serve("header") as server:
+        server.get()
+        command = ["slowhttptest", "-H", "-c", str(CLIENTS), "-r", str(CLIENTS), "-i", "1", "-p", "3", "-l", "30"]
+        done = subprocess.run(
+            [*command, "-u", f"http://127.0.0.1:{server.port}/"], stdout=subprocess.PIPE, check=True, timeout=60
+        )
+        output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout.decode())
+        assert "No open connections left" in output
+        assert set(re.findall(r"service available:\s+(\w+)", output)) == {"YES"}
+        assert server.log.count(": 408, ") > 0
