@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 in_charge = False
 
 _callbacks: "dict[str, Callable[[ModuleType], None]]" = {}
+#: Modules that `_PostImport` is asking the other finders for.
+_sought: "set[str]" = set()
 
 
 class _PostImport:
@@ -26,14 +28,19 @@ class _PostImport:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if name not in _callbacks:
+        # Other programs' finders may ask all finders too, and so this one, again.
+        if name not in _callbacks or name in _sought:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
-            if spec is not None and spec.loader is not None:
-                spec.loader.exec_module = _then_call_back(spec.loader.exec_module)  # type: ignore
-                return spec
-        return None
+        _sought.add(name)
+        try:
+            for finder in sys.meta_path:
+                spec = None if finder is self else finder.find_spec(name, path, target)
+                if spec is not None and spec.loader is not None:
+                    spec.loader.exec_module = _then_call_back(spec.loader.exec_module)  # type: ignore
+                    return spec
+            return None
+        finally:
+            _sought.discard(name)
 
 
 def _then_call_back(exec_module: "Callable[[ModuleType], None]") -> "Callable[[ModuleType], None]":

@@ -336,3 +336,21 @@ def test_hook_imports_nothing_else(installed):
         return set(installed.run("python -c", "import sys; print(*sys.modules)", env=env).split())
 
     assert modules({}) - modules(NO_HOOK) == {"gunicorn_sticky", "gunicorn_sticky._startup"}
+
+
+def test_hook_beside_another_one_of_its_kind(installed):
+    """Both ask all finders for what they wait for, and so each other."""
+    code = """
+import sys
+
+class Another:
+    def find_spec(self, name, path=None, target=None):
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        return next(filter(None, others), None)
+
+sys.meta_path.insert(0, Another())
+import gunicorn.config
+print("sticky_by" in gunicorn.config.Config().settings)
+"""
+    done = subprocess.run([installed.python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
