@@ -13,7 +13,8 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 #: How many clients of a list are looked at; no chain of proxies is as long.
 MAX_NODES = 100
-#: Longer keys are replaced by a digest: a key travels with every connection and into the logs.
+#: Longer keys, and those with line breaks and the like, are replaced by a digest: a key travels with every connection
+#: and into the logs.
 MAX_KEY = 255
 
 _IPV4_PORT = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}):\d+")
@@ -71,7 +72,7 @@ def node_key(node: str, ipv6_prefix: int) -> str | None:
     """Return the key of one client as a proxy names it, or None if it names nobody."""
     text = host(node)
     key = address_key(text, ipv6_prefix) or text
-    if len(key) > MAX_KEY:
+    if len(key) > MAX_KEY or not key.isprintable():
         key = "blake2b:" + blake2b(key.encode("latin-1"), digest_size=16).hexdigest()
     return key or None
 

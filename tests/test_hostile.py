@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -202,3 +203,14 @@ def test_slowhttptest():
         assert "No open connections left" in output
         assert set(re.findall(r"service available:\s+(\w+)", output)) == {"YES"}
         assert server.log.count(": 408, ") > 0
+
+
+def test_nobody_writes_lines_of_their_own_into_the_log():
+    """The key goes there before Gunicorn has refused the line break, which a folded header may contain."""
+    options = ("--sticky-header", "forwarded", "--sticky-sync", "--sticky-sync-timeout", "1")
+    with Server(*STICKY, *options, "--sticky-proxy", "whoami:app") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b'GET / HTTP/1.1\r\nForwarded: for="a\r\n [CRITICAL] forged"\r\n\r\n')
+            assert client.recv(12) == b"HTTP/1.1 503"
+        server.wait_for_log("Refused a connection with key blake2b:.*: 503, ")
+        assert "forged" not in server.log

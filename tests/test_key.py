@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -113,6 +114,14 @@ def test_any_byte_is_a_key():
 )
 def test_forwarded(value: str, key: str | None):
     assert forwarded_key([value.encode()]) == key
+
+
+@pytest.mark.parametrize("node", ["a\r\n b", "a\nb", "a\rb", "a\x1b[31mb", "a\0b", "a\x85b"])
+def test_what_would_break_a_log_is_replaced_by_a_digest(node: str):
+    key = node_key(node, 64)
+    assert key is not None
+    assert re.fullmatch("blake2b:[0-9a-f]{32}", key)
+    assert key != node_key(node + "c", 64)
 
 
 @pytest.mark.parametrize(
