@@ -9,11 +9,14 @@ JOBS ?= 4
 
 BIN := .venv/bin
 READY := .venv/ready
+FUZZ_READY := .venv/fuzz-ready
+# Seconds for each target.
+FUZZ_SECONDS ?= 4
 # Where Debian has nginx and haproxy.
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test lint check demo bench soak fuzz faults build matrix clean programs
+.PHONY: test lint check demo bench soak fuzz fuzz-quick faults build matrix clean programs
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS)
@@ -36,8 +39,17 @@ bench: $(READY)
 soak: $(READY)
 	STICKY_HANDOVERS=100000 STICKY_REQUESTS=5000 $(BIN)/pytest -q tests/test_handover.py
 
-fuzz: $(READY)
+fuzz: $(FUZZ_READY)
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest -q tests/test_fuzz.py
+	@$(MAKE) --no-print-directory fuzz-quick FUZZ_SECONDS=600
+
+# By coverage, with seeds that are new each time; what Hypothesis does in short is in the tests.
+fuzz-quick: $(FUZZ_READY)
+	@set -e; targets=$$($(BIN)/python tests/fuzz/fuzz.py --list 2>/dev/null); for target in $$targets; do \
+		echo "$$target for $(FUZZ_SECONDS) s"; \
+		output=$$($(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_SECONDS) 2>&1) || \
+			{ echo "$$output" | tail -n 50; exit 1; }; \
+	done
 
 faults: programs $(READY)
 	@set -e; for round in $$(seq 50); do $(BIN)/pytest -q -n $(JOBS) tests/test_processes.py tests/test_session.py; done
@@ -69,6 +81,11 @@ clean:
 $(READY): pyproject.toml | programs
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet -e '.[dev,test]'
+	@touch $@
+
+# A wheel that not every Python has.
+$(FUZZ_READY): $(READY)
+	@$(BIN)/pip install --quiet -e '.[fuzz]'
 	@touch $@
 
 # Programs that the tests start, and the Debian packages that have them; nothing happens if all of them are present.
