@@ -1,0 +1,74 @@
+"""The application of the fault harness: requests that take long, block the worker or open a WebSocket; and sessions.
+
+Each answer tells who gave it. With a file named "crash" in the working directory, the workers of the slots that it
+lists die while they boot; with "broken", they cannot import the application.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import gevent.monkey
+import simple_websocket
+
+from gunicorn_sticky import session_id
+
+SLOT = os.environ.get("GUNICORN_STICKY_SLOT", "")
+# What it sleeps with when it is to block the whole worker.
+block = gevent.monkey.get_original("time", "sleep")
+
+for name, end in (("crash", lambda: os._exit(1)), ("broken", lambda: exec("import no_such_module"))):
+    if os.path.exists(name) and SLOT in Path(name).read_text().split():
+        end()
+
+sessions = set()
+
+
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def hold(_seconds):
+    while not os.path.exists("release"):
+        time.sleep(0.02)
+
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    query = dict(part.split("=", 1) for part in environ["QUERY_STRING"].split("&") if part)
+    began = time.monotonic()
+    session = query.get("session")
+    status = "200 OK"
+    if session == "new":
+        session = session_id()
+        sessions.add(session)
+    elif session and session not in sessions:
+        status = "404 Not Found"
+    who = {"pid": os.getpid(), "slot": environ["gunicorn_sticky.slot"], "session": session, "began": began}
+    if path == "/socket":
+        if status == "200 OK":
+            try:
+                echo(environ, json.dumps({"pid": who["pid"], "slot": who["slot"]}))
+            finally:
+                raise StopIteration  # there is no answer to send, nor another request to read
+    else:
+        {"/": lambda _seconds: None, "/slow": time.sleep, "/block": block, "/spin": spin, "/hold": hold}[path](
+            float(query.get("seconds", 0))
+        )
+    body = json.dumps(who).encode()
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def echo(environ, answer):
+    """Answer whatever comes over a WebSocket."""
+    socket = simple_websocket.Server(environ)
+    try:
+        while True:
+            socket.receive()
+            socket.send(answer)
+    except simple_websocket.ConnectionClosed:
+        pass
