@@ -52,8 +52,7 @@ fuzz-quick: $(FUZZ_READY)
 	done
 
 faults: programs $(READY)
-	@set -e; for round in $$(seq 50); do $(BIN)/pytest -q -n $(JOBS) tests/test_processes.py tests/test_session.py; done
-	STICKY_FAULTS=50 $(BIN)/pytest -q tests/test_hostile.py
+	STICKY_FAULTS=50 $(BIN)/pytest -q -n 2 tests/test_faults*.py tests/test_hostile.py
 
 build: $(READY)
 	@rm -rf dist
