@@ -241,8 +241,8 @@ class Load:
                 now = time.monotonic()
             if now - due > 0.01:
                 self.record(kind="late", start=due, end=now)  # the machine is busy: we did not run in time
-            if now - due > 0.1:
-                due = now  # what was missed is not made up for
+            if now - due > 0.5:
+                due = now  # what was missed before is not made up for
             if self.idle:
                 task = asyncio.create_task(one(self.idle.popleft(), next(self.numbers)))
                 tasks.add(task)

@@ -150,8 +150,8 @@ def test_max_requests_leaves_no_gap_in_any_slot(by: str):
         ends = last_answers(load)
 
         def is_lost(record: Record) -> bool:
-            """A worker takes its WebSockets and sessions with it, at its end."""
-            return any(is_of(record, {pid}) and record.end > ends[pid] - GRACE for pid in ends)
+            """A worker takes its WebSockets and sessions with it, at its end, which takes it a second or two."""
+            return any(is_of(record, {pid}) and record.end > ends[pid] - GRACE - 2 for pid in ends)
 
         assert_nothing([r for r in load.records if r.failed and not is_lost(r)], "failed")
         assert_nobody_moved(load)
@@ -201,7 +201,9 @@ def upgrade(server: Server, load: Load) -> tuple[int, set[int], float]:
 
 
 def master(server: Server) -> int:
-    return int((server.folder / "pid").read_text())
+    """Return the pid in the master's file, or 0: between two masters there is none for a moment."""
+    path = server.folder / "pid"
+    return int(path.read_text()) if path.exists() else 0
 
 
 def goes_with_quit(record: Record, workers: set[int], left: float, gone: float) -> bool:
@@ -260,8 +262,9 @@ def test_upgrade_and_the_way_back(by: str):
             records = load.stop()
         finally:
             load.kill()
-            with contextlib.suppress(OSError):
-                os.kill(master(server), signal.SIGTERM)
+            if last := master(server):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(last, signal.SIGTERM)
         check_ends(records)
         check_rate(load)
         lost = [r for r in records if r.failed and r.start > since]
