@@ -147,8 +147,8 @@ def stand_still(server: Server, client: str, path: str) -> None:
 
 @pytest.mark.parametrize("how", ["block", "spin"])
 def test_a_worker_that_stands_still_makes_nobody_else_wait(how: str):
-    timeout = 2.0
-    with busy_server("ip", 4, "--timeout", "2") as server, under_load(server, waits=timeout + 2) as load:
+    timeout = 4.0  # so long may the boot of its replacement take as well
+    with busy_server("ip", 4, "--timeout", "4") as server, under_load(server, waits=timeout + 2) as load:
         for round_ in range(times(1, 5)):
             slot = round_ % 4
             homes = load.homes()
