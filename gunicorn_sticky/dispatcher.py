@@ -189,6 +189,8 @@ class Dispatcher:
                 self._stop()
                 continue
             if self._may_accept() != self._accepting:
+                if self._is_orphan():
+                    return  # it must not mistake the charge of another new master for its own
                 self._turn(not self._accepting)
             for fd, events in self._epoll.poll(self._patience()):
                 if handler := self._watched.get(fd):
@@ -200,10 +202,13 @@ class Dispatcher:
                 ticked = now
                 self.heartbeat()
                 self._empty_vacant(now)
-                if os.getppid() != self.ppid:
+                if self._is_orphan():
                     self.log.info("Parent changed, shutting down the dispatcher")
                     return
             self._expire(now)
+
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self.ppid
 
     def drain(self) -> None:
         """Accept no more, and end the loop when every connection has found its way. May be called at any time."""
