@@ -57,6 +57,7 @@ def trouble(server: Server) -> None:
         booted = len(server.booted(kind))
         os.kill(server.alive(kind)[0], signal.SIGKILL)
         server.wait_for_log(f"Booting {kind}", count=booted + 1)
+    wait_for(lambda: ask_two(server) == set(server.alive("worker")), "the new worker")
     for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
         booted = len(server.booted("dispatcher"))
         server.send_signal(number)
