@@ -64,9 +64,11 @@ TICK = 1.0
 ALERT = 0.1
 #: Seconds until something that was full is tried again: a channel, or the table of open files.
 RETRY = 0.01
-#: A head that comes in more pieces than this is only looked at every `SLOW` seconds: each look reads all of it.
-PIECES = 32
+#: Each look at a head reads all of it. Once looks have read this many bytes of it, it is only looked at every `SLOW`
+#: seconds, and all such heads together get `SLOW_SHARE` of our time.
+LOOKS = MAX_HEAD
 SLOW = 0.1
+SLOW_SHARE = 0.1
 
 _EPOLLIN, _EPOLLET, _EPOLLRDHUP = 0x001, 1 << 31, 0x2000
 _GONE = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP, EPOLLHUP, EPOLLERR
@@ -113,7 +115,8 @@ class _Head:
     address: Any
     deadline: float
     seen: int = 0
-    pieces: int = 0
+    #: Bytes that all looks at it have read.
+    looked: int = 0
 
 
 @dataclass
@@ -267,9 +270,7 @@ class Dispatcher:
     def _expire(self, now: float) -> None:
         """Do what is due."""
         if self._slow and self._slow_at <= now:
-            slow, self._slow = self._slow, {}
-            for fd, events in slow.items():
-                self._look(self._heads[fd], events)
+            self._look_slowly(now)
         while self._heads:
             head = next(iter(self._heads.values()))
             if head.deadline > now:
@@ -370,6 +371,7 @@ class Dispatcher:
             return
         key = None
         if size > head.seen:
+            head.looked += size
             try:
                 key = self._reader.first(self._buffer, size, head.address)
             except Incomplete:
@@ -411,14 +413,22 @@ class Dispatcher:
             self._watch(fd, _EPOLLIN | _EPOLLRDHUP | _EPOLLET, lambda events: self._arrived(head, events))
 
     def _arrived(self, head: _Head, events: int) -> None:
-        head.pieces += 1
-        if head.pieces <= PIECES:
+        if head.looked <= LOOKS:
             self._look(head, events)
             return
         if not self._slow:
             self._slow_at = time.monotonic() + SLOW
         fd = head.connection.fileno()
         self._slow[fd] = self._slow.get(fd, 0) | events
+
+    def _look_slowly(self, started: float) -> None:
+        """Look at heads in many pieces, the one that has waited longest first, for a moment."""
+        now = started
+        while self._slow and now - started < RETRY / 2:
+            fd = next(iter(self._slow))
+            self._look(self._heads[fd], self._slow.pop(fd))
+            now = time.monotonic()
+        self._slow_at = now + ((now - started) / SLOW_SHARE if self._slow else SLOW)
 
     def _forget(self, head: _Head) -> None:
         fd = head.connection.fileno()

@@ -43,6 +43,7 @@ ATTACKS = {
     ("header", "half"): ("408", DISPATCHER),
     ("header", "silent"): ("408", DEFERRED + DISPATCHER),
     ("header", "drip"): ("408", DISPATCHER),
+    ("header", "pieces"): ("408", DISPATCHER),
     ("header", "huge"): ("431 408", DISPATCHER),  # if less than 64 KiB arrive in time
     ("header", "rest"): ("closed", WORKER),
     ("header", "second"): ("200", WORKER),
@@ -54,7 +55,7 @@ ATTACKS = {
     ("session", "half"): ("408", DISPATCHER),
 }
 #: How many of `CLIENTS`: those that cause much work by themselves are fewer.
-SHARES = {"silent": 2, "huge": 0.05, "second": 0.25}
+SHARES = {"silent": 2, "huge": 0.05, "pieces": 0.25, "second": 0.25}
 
 
 def serve(mode: str) -> Server:
