@@ -1,11 +1,14 @@
 # What developers do. Every target installs what it needs: Python packages in .venv, programs with apt-get.
 
 PYTHON ?= python3
-# The suite runs on those of them that are present, and on the first with the oldest Gunicorn that is supported.
+# The suite runs on those of them that are present: on the first with the oldest Gunicorn that is supported, and on the
+# others without what does not depend on the version of Python.
 PYTHONS ?= 3.10 3.11 3.12 3.13
 OLDEST := gunicorn==25.1.0
 # The tests mostly wait: more of them than there are processors can run at once.
 JOBS ?= 4
+# But a server under load needs a processor.
+LOADS ?= 2
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -19,7 +22,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: test lint check demo bench soak fuzz fuzz-quick faults build matrix clean programs
 
 test: programs $(READY)
-	$(BIN)/pytest -n $(JOBS)
+	$(BIN)/pytest -n $(JOBS) -m "not load"
+	$(BIN)/pytest -n $(LOADS) -m load
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -52,14 +56,14 @@ fuzz-quick: $(FUZZ_READY)
 	done
 
 faults: programs $(READY)
-	STICKY_FAULTS=50 $(BIN)/pytest -q -n 2 tests/test_faults*.py tests/test_hostile.py
+	STICKY_FAULTS=50 $(BIN)/pytest -q -n $(LOADS) -m load
 
 build: $(READY)
 	@rm -rf dist
 	$(BIN)/python -m build --quiet
 
 matrix: programs
-	@set -e; gunicorn=$(OLDEST); \
+	@set -e; gunicorn=$(OLDEST); tests="not load"; \
 	for version in $(PYTHONS); do \
 		for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python$$version none; do \
 			! $$python -c 'import ensurepip' 2>/dev/null || break; \
@@ -69,8 +73,8 @@ matrix: programs
 		$$python -m venv $$venv; \
 		$$venv/bin/pip install --quiet --upgrade -e '.[test]' $$gunicorn; \
 		echo "Python $$version, $$gunicorn"; \
-		$$venv/bin/pytest -q -n $(JOBS); \
-		gunicorn=gunicorn; \
+		$$venv/bin/pytest -q -n $(JOBS) -m "$$tests"; \
+		gunicorn=gunicorn; tests="not load and not features"; \
 	done
 
 clean:

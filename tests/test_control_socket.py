@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(12)
 
 

@@ -12,6 +12,8 @@ import pytest
 from harness import STICKY, Server, addresses, wait_for
 from test_control_socket import control
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(12)
 
 

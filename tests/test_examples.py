@@ -18,6 +18,8 @@ import socketio
 from harness import PATIENCE, STICKY, TESTS, Server, addresses, npm_ci, wait_for
 from requests.adapters import HTTPAdapter
 
+pytestmark = pytest.mark.features
+
 EXAMPLES = TESTS.parent / "examples"
 BROWSER = TESTS / "browser"
 DEMO = [sys.executable, str(EXAMPLES / "chat" / "demo.py")]

@@ -30,6 +30,8 @@ from under_load import (
     under_load,
 )
 
+pytestmark = pytest.mark.load
+
 ALL = pytest.mark.parametrize("by", ["ip", "header", "session"])
 
 

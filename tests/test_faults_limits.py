@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+import pytest
 from harness import BIN, Server, wait_for
 from under_load import (
     CLIENTS,
@@ -24,6 +25,8 @@ from under_load import (
     times,
     under_load,
 )
+
+pytestmark = pytest.mark.load
 
 #: What the dispatcher may log and use, while something is missing.
 LINES_A_SECOND, CPU = 1, 0.5

@@ -27,6 +27,8 @@ from under_load import (
     wait_until_ready,
 )
 
+pytestmark = pytest.mark.load
+
 ALL = pytest.mark.parametrize("by", ["ip", "header", "session"])
 #: More than two long polls: what begins on a kept-alive connection while its worker drains can end.
 GRACE = 2

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(12)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 

@@ -11,6 +11,8 @@ from collections import Counter
 import pytest
 from harness import STICKY, Server, request, wait_for
 
+pytestmark = pytest.mark.features
+
 GEVENT = ("-k", "gevent")
 #: Writes a line for each call: who called, the hook's name, and what can be told of its arguments.
 RECORD = """

@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 from harness import STICKY, TESTS, Server, addresses, wait_for
 
+pytestmark = pytest.mark.load
+
 CLIENTS = max(200, 20 * int(os.environ.get("STICKY_FAULTS", "1")))
 #: Seconds for a head: `sticky_header_timeout` in the dispatcher, and in the worker Gunicorn's default for `keepalive`.
 DISPATCHER, WORKER = 1.0, 2.0

@@ -11,7 +11,10 @@ import socket
 import sys
 from typing import Any
 
+import pytest
 from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
+
+pytestmark = pytest.mark.features
 
 CLIENTS = addresses(12)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(12)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from harness import STICKY, Server, addresses, daemon, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(12)
 #: Stops a server that starts at the stage that the environment variable names, until the file "go" exists.
 PAUSE = """

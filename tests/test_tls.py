@@ -15,6 +15,8 @@ import pytest
 from gunicorn.config import Config
 from harness import PATIENCE, STICKY, Server, addresses, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(6)
 
 
