@@ -342,6 +342,9 @@ class Dispatcher:
 
     def _make_room(self, error: OSError) -> None:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""
+        for fd in self._lingering:  # it has its answer
+            self._linger_no_more(fd)
+            return
         if self._heads:
             self._refuse_head(
                 next(iter(self._heads.values())),

@@ -487,6 +487,20 @@ def test_workers_that_cannot_boot_end_the_server_as_gunicorn_does():
         assert not (server.folder / "pid").exists()
 
 
+def test_a_dispatcher_without_free_descriptors_drops_who_has_been_answered():
+    """Refused clients that do not close would keep the others waiting for seconds."""
+    with Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app", command=limited(100)) as server:
+        refused = []
+        for _ in range(200):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            refused.append(client)
+        assert server.who(headers={"X-Forwarded-For": "1.2.3.4"})["key"] == "1.2.3.4"
+        assert "cannot accept" not in server.log
+        for client in refused:
+            client.close()
+
+
 def test_a_worker_without_free_descriptors_loses_no_connection():
     with Server(*STICKY, "-w", "1", "whoami:app", command=limited(64)) as server:
         server.who()
