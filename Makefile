@@ -7,8 +7,8 @@ PYTHONS ?= 3.10 3.11 3.12 3.13
 OLDEST := gunicorn==25.1.0
 # The tests mostly wait: more of them than there are processors can run at once.
 JOBS ?= 4
-# But a server under load needs a processor.
-LOADS ?= 2
+# But a server under load needs much of a processor.
+LOADS ?= 3
 
 BIN := .venv/bin
 READY := .venv/ready

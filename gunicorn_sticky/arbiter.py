@@ -200,7 +200,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             returns=self._returns,
             leave=functools.partial(self._leave, slot, number),
         )
-        self._board.take(number, owner)
+        self._board.take(number, owner, self.worker_age + 1)
         self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
@@ -274,10 +274,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._report()
 
     def _stays(self, worker: Any) -> bool:
-        """Tell whether a worker takes the connections of its slot, or will as soon as it has booted."""
-        if worker.leaving or not worker.alive:
-            return False
-        return self._board.is_booting(worker.seat) or self._board.taker(worker.slot) == worker.seat
+        """Tell whether a slot needs nobody else than this worker."""
+        return bool(worker.alive and not worker.leaving and self._is_wanted(worker))
 
     def _dismiss_workers(self) -> None:
         """Let go the workers whose slot has another one by now, or is no more."""
@@ -286,9 +284,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 continue
             if worker.slot >= self.num_workers:
                 self._board.dismiss(worker.slot)
-            elif self._board.is_booting(worker.seat) or self._board.taker(worker.slot) == worker.seat:
+            elif self._is_wanted(worker):
                 continue
             self.kill_worker(worker.pid, signal.SIGTERM)
+
+    def _is_wanted(self, worker: Any) -> bool:
+        """Tell whether a worker takes its slot's connections, or boots and is the newest there."""
+        if self._board.is_booting(worker.seat):
+            return worker is self._workers_of(worker.slot)[-1]
+        return bool(self._board.taker(worker.slot) == worker.seat)
 
     def _report(self) -> None:
         """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does."""

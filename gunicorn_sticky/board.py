@@ -23,7 +23,7 @@ _BOOTING, _READY, _LEFT = range(3)
 # seat, plus one, of the worker that takes its connections, and a row for each seat.
 _SLOTS, _COUNT, _PHASE, _TAKERS = range(4)
 _ROWS = _TAKERS + MAX_SLOTS
-_OWNER, _STATE, _ACTIVE, _ROW = range(4)
+_OWNER, _AGE, _STATE, _ACTIVE, _ROW = range(5)
 _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
 
 
@@ -99,9 +99,10 @@ class Board:
 
     # --- seats (taken and left by the arbiter) ---
 
-    def take(self, seat: int, owner: int) -> None:
-        """Give a seat to a worker."""
+    def take(self, seat: int, owner: int, age: int) -> None:
+        """Give a seat to a worker; the later one is made, the higher is its age, as Gunicorn has it."""
         row = _ROWS + seat * _ROW
+        self._cells[row + _AGE] = age
         self._cells[row + _STATE] = _BOOTING
         self._cells[row + _ACTIVE] = 0
         self._cells[row + _OWNER] = owner
@@ -131,8 +132,13 @@ class Board:
     # --- what workers say ---
 
     def claim(self, slot: int, seat: int) -> None:
-        """Take the connections of a slot from now on, and let its other workers take no more."""
-        self._cells[_ROWS + seat * _ROW + _STATE] = _READY
+        """Take the connections of a slot from now on, and let its other workers take no more, unless one is newer."""
+        row, taker = _ROWS + seat * _ROW, self._cells[_TAKERS + slot]
+        rival = _ROWS + (taker - 1) * _ROW
+        if taker and self._cells[rival + _OWNER] and self._cells[rival + _AGE] > self._cells[row + _AGE]:
+            self._cells[row + _STATE] = _LEFT
+            return
+        self._cells[row + _STATE] = _READY
         self._cells[_TAKERS + slot] = seat + 1
 
     def close(self, seat: int) -> None:

@@ -153,6 +153,34 @@ def test_reload_loses_nothing():
         assert len(server.alive("worker")) == 4
 
 
+def test_a_worker_that_boots_during_a_reload_gives_way_to_the_newer_one():
+    config = """
+import os, time
+def post_fork(server, worker):
+    if os.path.exists("slow"):
+        os.unlink("slow")
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+"""
+    with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
+        slots(server)
+        (server.folder / "slow").touch()
+        os.kill(server.booted("worker")[0], signal.SIGKILL)
+        server.wait_for_log("Booting worker", count=3)
+        wait_for(lambda: not (server.folder / "slow").exists(), "the slow one to boot")
+        slow = server.booted("worker")[2]
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Booting worker", count=5)
+
+        def serving() -> set[int]:
+            return {server.who(source=client)["pid"] for client in CLIENTS}
+
+        wait_for(lambda: serving() == set(server.booted("worker")[3:]), "the new workers")
+        (server.folder / "go").touch()
+        server.wait_for_log(rf"Worker exiting \(pid: {slow}\)")
+        assert serving() == set(server.booted("worker")[3:])
+
+
 def test_reload_with_another_number_of_workers():
     config = "workers = {}"
     with Server(*STICKY, "whoami:app", config=config.format(2)) as server:
