@@ -73,7 +73,7 @@ matrix: programs
 		$$python -m venv $$venv; \
 		$$venv/bin/pip install --quiet --upgrade -e '.[test]' $$gunicorn; \
 		echo "Python $$version, $$gunicorn"; \
-		$$venv/bin/pytest -q -n $(JOBS) -m "$$tests"; \
+		STICKY_REQUESTS=100 $$venv/bin/pytest -q -n $(JOBS) -m "$$tests"; \
 		gunicorn=gunicorn; tests="not load and not features"; \
 	done
 

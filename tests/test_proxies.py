@@ -455,6 +455,9 @@ def test_trusted_proxies():
 # --- sticky_by = "session" ---
 
 
+PIDS = ("--access-logfile", "-", "--access-logformat", "served by %(p)s")
+
+
 @pytest.mark.usefixtures("node_modules")
 @pytest.mark.parametrize("mode", ["upgrade", "websocket"])
 @pytest.mark.parametrize("site", [NGINX, NGINX_WITHOUT], ids=["keepalive", "without-keepalive"])
@@ -464,9 +467,11 @@ def test_sessions_behind_one_address_spread(tmp_path: Path, site: str, mode: str
     # Behind nginx it does not matter where the clients come from.
     task = {"by": "header", "transports": MODES[mode], "addresses": CLIENTS * 2, "stay": 2}
     with (
-        Server(*STICKY, "--sticky-by", "session", *KEEP_ALIVE, "-w", "4", "sio_app:app") as server,
+        Server(*STICKY, "--sticky-by", "session", *KEEP_ALIVE, *PIDS, "-w", "4", "sio_app:app") as server,
         nginx(tmp_path, server.port, site) as port,
     ):
+        # Those that are ready get all sessions while the others boot.
+        wait_for(lambda: server.get() and len(set(re.findall(r"^served by <(\d+)>", server.log, re.M))) == 4, "workers")
         command = json.dumps(task | {"port": port})
         done = subprocess.run(JAVASCRIPT, input=command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
         results = json.loads(done.stdout)

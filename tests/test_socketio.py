@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from harness import STICKY, TESTS, Response, Server, addresses, npm_ci, request, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = TESTS / "clients"
 PYTHON = [sys.executable, str(CLIENTS / "client.py")]
 JAVASCRIPT = ["node", str(CLIENTS / "client.mjs")]
