@@ -403,6 +403,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             if self._board.phase == RUNNING:
                 raise
             # Two workers could not boot: the first one has stopped the server already.
+            for pid in before:
+                self.kill_worker(pid, 0)  # forgets who is gone, which 25.1 has not done
         for pid in before.keys() - self.WORKERS.keys():
             worker = before[pid]
             if not (worker.alive and self._board.is_booting(worker.seat)):

@@ -510,7 +510,7 @@ def test_no_more_workers_than_there_are_descriptors_for():
 def test_workers_that_cannot_boot_end_the_server_as_gunicorn_does():
     config = "def post_worker_init(worker):\n    raise RuntimeError('all of them')"
     with Server(*STICKY, "-w", "4", "--pid", "pid", "whoami:app", config=config) as server:
-        assert server.process.wait(30) == 3
+        assert server.process.wait(20) == 3  # less than graceful_timeout
         assert "Reason: Worker failed to boot." in server.log
         assert not (server.folder / "pid").exists()
 
