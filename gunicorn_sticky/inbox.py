@@ -5,9 +5,9 @@ Nothing else of Gunicorn's gevent worker has to change: pool, back-pressure, TLS
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks for what is still on its way.
 POLL = 0.02
+#: Seconds after which a greenlet that serves one connection after the other lets the rest of the worker run.
+TURN = 0.005
 
 
 class Inbox:
@@ -52,13 +54,13 @@ class InboxServer(StreamServer):  # type: ignore[misc]
     Args:
         inbox: where connections come from
         seat: the worker's
-        taken: called for each connection that is taken
         last_call: seconds to wait, at the end of the server, for what is still on its way
     """
 
-    def __init__(self, inbox: Inbox, seat: Seat, taken: Callable[[], None], last_call: float, **kwargs: Any) -> None:
+    max_accept = 1  # the others stay in the channel, where nothing can happen to them, until `_serve` takes them
+
+    def __init__(self, inbox: Inbox, seat: Seat, last_call: float, **kwargs: Any) -> None:
         self._seat = seat
-        self._taken = taken
         self._last_call = last_call
         super().__init__(inbox, **kwargs)
 
@@ -70,13 +72,29 @@ class InboxServer(StreamServer):  # type: ignore[misc]
         received = self.socket.receive()
         if received is None:
             return None
-        self._taken()
         fd, parcel = received
         if not isinstance(parcel.listener, tuple):
             family = socket.AF_UNIX
         else:
             family = socket.AF_INET if len(parcel.listener) == 2 else socket.AF_INET6
         return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), parcel
+
+    def do_handle(self, *taken: Any) -> None:
+        """Serve a connection in a greenlet of the pool."""
+        self._spawn(self._serve, taken)
+
+    def _serve(self, taken: tuple[Any, Any] | None) -> None:
+        """Serve a connection, and then those that wait already: a greenlet for each would cost more than all we add."""
+        until = time.monotonic() + TURN
+        while taken:
+            try:
+                self._handle(*taken)
+            finally:
+                self.do_close(*taken)
+            taken = None
+            if self.started and time.monotonic() < until:
+                with contextlib.suppress(OSError):  # no descriptors left: `_do_read` will see that, too
+                    taken = self.do_read()
 
     def _may_take(self) -> bool:
         return self._seat.is_taker()

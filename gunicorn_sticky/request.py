@@ -13,18 +13,25 @@ from typing import Any
 from gunicorn.http.message import Request
 
 
-def request_class(before: Callable[[Any, int], int], after: Callable[[Any], None]) -> type:
+def request_class(
+    find: Callable[[Any], Any], before: Callable[[Any, Any, int], int], after: Callable[[Any, Any], None]
+) -> type:
     """Return a class of requests for Gunicorn's parser (`gunicorn.http.parser.RequestParser.mesg_class`).
 
     Args:
-        before: called with the connection's unreader and the number of the request on it, before the head is parsed; it
-            returns the number that Gunicorn is to take it for
-        after: called with the request, when the head has been parsed
+        find: returns what is known of a client's socket, or None if it does not concern us
+        before: called with that, the connection's unreader and the number of the request on it, before the head is
+            parsed; it returns the number that Gunicorn is to take it for
+        after: called with that and the request, when the head has been parsed
     """
 
     class StickyRequest(Request):  # type: ignore[misc]
         def __init__(self, cfg: Any, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
-            super().__init__(cfg, unreader, peer_addr, before(unreader, req_number))
-            after(self)
+            served = find(unreader.sock)
+            if served is None:
+                super().__init__(cfg, unreader, peer_addr, req_number)
+                return
+            super().__init__(cfg, unreader, peer_addr, before(served, unreader, req_number))
+            after(served, self)
 
     return StickyRequest

@@ -20,6 +20,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from . import _startup, session, settings
 from .affinity import Missing, reader
 from .board import RUNNING
+from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
 from .head import MAX_HEAD, Incomplete
@@ -48,7 +49,7 @@ class _Served:
     __slots__ = ("busy", "count", "key", "parcel", "proxy")
 
     def __init__(self, parcel: Parcel) -> None:
-        #: Whether a request is under way: from the moment it was taken, for the first one.
+        #: Whether a request is under way.
         self.busy = True
         self.parcel = parcel
         #: The key of the request that is served now.
@@ -66,6 +67,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         gunicorn.errors.HaltServer: made by an arbiter that is not ours
     """
 
+    cfg: Any
     nr: int
     max_requests: int
 
@@ -138,6 +140,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Prepare the process (`gunicorn.workers.base.Worker.init_process`)."""
+        self.cfg = CachedConfig(self.cfg)
         if self._seat:
             self._seat.leave()
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
@@ -145,11 +148,12 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._reader = reader(self._affinity, self._seat.secret)
             self._other_board = self._seat.board.other()
             self._slots = Slots(self._seat.secret, 1), 1
+            self._own_key = str(self._seat.owner)
             if self._affinity.by_session:
                 session.minter = Ids(self._seat.secret), self._seat.owner
                 own_engineio_ids()
             if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
-                RequestParser.mesg_class = request_class(self._before_request, self._after_request)
+                RequestParser.mesg_class = request_class(self._served.get, self._before_request, self._after_request)
         use_simple_websocket()
         super().init_process()
 
@@ -179,24 +183,12 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
 
         self.wsgi = wsgi
 
-    def handle_request(self, listener_name: Any, request: Any, client: Any, address: Any) -> Any:
-        """Serve a request, and count its connection while that takes."""
-        served = self._served.get(client)
-        if served is not None and not served.busy:
-            served.busy = True
-            self._count(1)
-        try:
-            return super().handle_request(listener_name, request, client, address)
-        finally:
-            if served is not None:
-                served.busy = False
-                self._count(-1)
-
-    def _count(self, change: int = 1) -> None:
+    def _count(self, change: int) -> None:
         """Count the connections with a request under way, for whoever balances new sessions."""
         assert self._seat
-        self._active += change
-        self._seat.board.set_active(self.seat, self._active)
+        if self._affinity.by_session:
+            self._active += change
+            self._seat.board.set_active(self.seat, self._active)
 
     def _with_cookie(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Return a start_response that also sets our cookie (RFC 6265)."""
@@ -214,7 +206,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
         first = self._server is None  # the slot's inbox
         server = (InboxServer if first else OwnInboxServer)(
-            inbox, self._seat, self._count, self.cfg.graceful_timeout, handle=self._handle, spawn=spawn, **ssl_args
+            inbox, self._seat, self.cfg.graceful_timeout, handle=self._handle, spawn=spawn, **ssl_args
         )
         if first:
             self._server = server
@@ -225,6 +217,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def _handle(self, client: Any, parcel: Any) -> None:
         """Serve one connection, in its greenlet."""
         served = self._served[client] = _Served(parcel)
+        self._count(1)
         listener = Listener(parcel.listener)
         try:
             if not self._admits or self._admit(served, client, listener):
@@ -234,27 +227,25 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             if served.busy:
                 self._count(-1)
 
-    def _before_request(self, unreader: Any, number: int) -> int:
+    def _before_request(self, served: _Served, unreader: Any, number: int) -> int:
         """Prepare Gunicorn's parser for a request, or hand the connection over; see request.py.
 
         Raises:
             StopIteration: the request is not for this worker, or refused
         """
-        served = self._served.get(unreader.sock)
-        if served is None:
-            return number
         if number > 1:
+            served.busy = False
+            self._count(-1)
             self._check_key(unreader, served)
+            served.busy = True
+            self._count(1)
         elif served.parcel.unread:
             unreader.unread(served.parcel.unread)
         # Only the first request may follow a PROXY header, and a connection that was handed over has none left.
         return number + 1 if served.parcel.unread else number
 
-    def _after_request(self, request: Any) -> None:
+    def _after_request(self, served: _Served, request: Any) -> None:
         """Carry what the PROXY header of the connection said, to here and to the next worker."""
-        served = self._served.get(request.unreader.sock)
-        if served is None:
-            return
         if request.proxy_protocol_info:
             served.proxy = request.proxy_protocol_info
         elif served.proxy:
@@ -290,15 +281,12 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
 
     def _is_mine(self, key: str) -> bool:
         """Tell whether a request belongs to a session of this worker."""
-        assert self._seat
-        return key == str(self._seat.owner)
+        return key == self._own_key
 
     def _is_mine_by_hash(self, key: str, served: _Served) -> bool:
         """Tell whether a key belongs to the slot of this worker, by the number of slots that there are now."""
         assert self._seat
         count = self._seat.board.count
-        if key == served.key and count == served.count:
-            return True
         slots, known = self._slots
         if known != count:
             slots = Slots(self._seat.secret, count)
@@ -312,6 +300,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Tell whether a later request on a connection is for this worker."""
         assert self._seat
         board = self._seat.board
+        if key == served.key and served.count == board.count:
+            return True
         if board.phase != RUNNING and board.in_charge:
             return True  # nobody routes any more
         if not self._affinity.by_session:
