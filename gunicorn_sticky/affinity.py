@@ -68,6 +68,12 @@ def _membership(networks: Sequence[str]) -> Callable[[str], bool]:
     return lambda text: len(text := text.partition("%")[0]) < 46 and known(text)
 
 
+def _remembered(function: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Cache a function: clients come again and again. Long values would fill the memory."""
+    cached = functools.lru_cache(maxsize=4096)(function)
+    return lambda value: cached(value) if len(value) <= keys.MAX_KEY else function(value)
+
+
 class Reader:
     """Reads keys, by address or by header.
 
@@ -82,8 +88,7 @@ class Reader:
         self._field = Field(affinity.header) if affinity.header else None
         self._nodes = keys.forwarded_nodes if affinity.header == "forwarded" else keys.list_nodes
         self._trusts_all = "*" in affinity.trusted
-        # Clients come again and again.
-        self._known = functools.lru_cache(maxsize=4096)(self._left_most)
+        self._known = _remembered(self._left_most)
         self._is_trusted = _membership(affinity.trusted)
         self._may_proxy = _membership(affinity.proxies) if affinity.proxies else None
 
@@ -128,9 +133,8 @@ class Reader:
             values = self._field.values(data, size, start)
             if self._trusts_all:
                 for value in values:
-                    found = self._known(value) if len(value) <= keys.MAX_KEY else self._left_most(value)
-                    if found is not None:
-                        return found
+                    if (found := self._known(value)) is not None:
+                        return str(found)
             elif (found := self._right_most(list(self._nodes(values)))) is not None:
                 return found
             if not self.affinity.ignore_missing:
@@ -165,7 +169,7 @@ class SessionReader(Reader):
     def __init__(self, affinity: Affinity, secret: bytes) -> None:
         super().__init__(affinity)
         self.wanted = "head of the request"
-        self._ids = Ids(secret)
+        self._owner = _remembered(Ids(secret).owner)
         self._sources = [self._source(*where.split(":", 1)) for where in affinity.session_keys]
 
     def needs_bytes(self, address: Any) -> bool:
@@ -178,8 +182,7 @@ class SessionReader(Reader):
         """Return the key of a request; see `Reader.later`."""
         for values in self._sources:
             for value in values(data, size, start):
-                owner = self._ids.owner(value)
-                if owner is not None:
+                if (owner := self._owner(value)) is not None:
                     return str(owner)
         return keys.peer_key(source or address, self.affinity.ipv6_prefix)
 

@@ -334,11 +334,17 @@ class Dispatcher:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
-            if self._reader.needs_bytes(address):
-                connection = socket(family, SOCK_STREAM, 0, fd)
+            if not self._reader.needs_bytes(address):
+                self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
+                continue
+            connection = socket(family, SOCK_STREAM, 0, fd)
+            try:
+                size = connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+                key = self._reader.first(self._buffer, size, address)
+            except (OSError, Incomplete, Missing, Malformed):
                 self._look(_Head(connection, listener, address, 0.0))
             else:
-                self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
+                self._dispatch(connection.detach(), Parcel(listener.name, address, key))
 
     def _make_room(self, error: OSError) -> None:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""

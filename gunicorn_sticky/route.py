@@ -6,6 +6,7 @@ of its own as well, for the requests of the sessions that its worker has minted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +36,10 @@ class HashRoute:
     def __init__(self, channels: Channels, secret: bytes) -> None:
         self._channels = channels.slots
         self._slots = Slots(secret, len(channels.slots))
+        #: Returns where a connection with a key goes.
+        self.channel = functools.lru_cache(maxsize=4096)(self._channel)
 
-    def channel(self, key: str) -> Channel:
-        """Return where a connection with this key goes."""
+    def _channel(self, key: str) -> Channel:
         return self._channels[self._slots.slot_of(key)]
 
 
