@@ -21,7 +21,7 @@ _BOOTING, _READY, _LEFT = range(3)
 
 # The first cell of all says which half is in charge. A half has a few cells of its own, a cell for each slot, with the
 # seat, plus one, of the worker that takes its connections, and a row for each seat.
-_SLOTS, _COUNT, _PHASE, _TAKERS = range(4)
+_SLOTS, _COUNT, _PHASE, _CHANGES, _TAKERS = range(5)
 _ROWS = _TAKERS + MAX_SLOTS
 _OWNER, _AGE, _STATE, _ACTIVE, _ROW = range(5)
 _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
@@ -45,6 +45,8 @@ class Board:
         self.half = half
         self._all = memoryview(mmap.mmap(fd, size)).cast("Q")
         self._cells = self._half(half)
+        #: By worker, where it was when last looked for.
+        self._last_seats: dict[int, int] = {}
 
     def _half(self, half: int) -> memoryview:
         return self._all[1 + half * _HALF : 1 + (half + 1) * _HALF]
@@ -55,7 +57,9 @@ class Board:
 
     def clear(self) -> None:
         """Forget all that is on this half."""
+        changes = self.changes
         self._cells[:] = memoryview(bytes(_HALF * 8)).cast("Q")
+        self._cells[_CHANGES] = changes + 1
 
     # --- the masters (written by both) ---
 
@@ -106,17 +110,24 @@ class Board:
         self._cells[row + _STATE] = _BOOTING
         self._cells[row + _ACTIVE] = 0
         self._cells[row + _OWNER] = owner
+        self._cells[_CHANGES] += 1
 
     def leave(self, seat: int) -> None:
         """Take a seat from a worker that is gone."""
         row = _ROWS + seat * _ROW
         self._cells[row + _OWNER] = 0
         self._cells[row + _STATE] = _LEFT
+        self._cells[_CHANGES] += 1
 
     def vacate(self) -> None:
         """Take all seats, when their master is gone."""
         for seat in range(self.slots * SEATS):
             self.leave(seat)
+
+    @property
+    def changes(self) -> int:
+        """How often a seat has been taken or left."""
+        return self._cells[_CHANGES]
 
     def owners(self) -> list[int]:
         """Return the numbers of the workers, by seat, with 0 for nobody."""
@@ -124,10 +135,13 @@ class Board:
 
     def seat_of(self, owner: int) -> int | None:
         """Return the seat of a worker, or None if it is gone."""
-        try:
-            return self.owners().index(owner)
-        except ValueError:
-            return None
+        seat = self._last_seats.get(owner)
+        if seat is None or self._cells[_ROWS + seat * _ROW + _OWNER] != owner:
+            owners = self.owners()
+            if owner not in owners:
+                return None
+            seat = self._last_seats[owner] = owners.index(owner)
+        return seat
 
     # --- what workers say ---
 

@@ -19,59 +19,39 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import posix
 import resource
 import signal
 import time
 
-# The C sockets, posix.close and the original epoll: an application may be preloaded, and have replaced those of
-# `socket`, `os` and `select` by gevent's, which need gevent's loop.
-from _socket import (
-    AF_UNIX,
-    IPPROTO_TCP,
-    MSG_DONTWAIT,
-    MSG_NOSIGNAL,
-    MSG_PEEK,
-    SHUT_WR,
-    SOCK_STREAM,
-    TCP_DEFER_ACCEPT,
-    socket,
-)
-from collections import deque
+# The C sockets: an application may be preloaded, and have replaced those of `socket` by gevent's, which need its loop.
+from _socket import AF_UNIX, IPPROTO_TCP, SOCK_STREAM, TCP_DEFER_ACCEPT, socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from gevent.monkey import get_original
-
-from .affinity import Affinity, Missing, reader
+from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
-from .head import MAX_HEAD, Incomplete
+from .events import READABLE, Events, Handler
 from .key import peer_key
-from .proxy import Malformed
-from .refusal import Notices, answer
+from .lanes import Lanes
+from .lingering import Lingering
+from .peeking import Peeking
+from .refusal import Notices
 from .route import Channels, HashRoute, SessionRoute
 
 #: Connections taken from one listener before others get their turn.
 ACCEPT_BATCH = 64
-#: Seconds that a client has to read our answer.
-LINGER = 2.0
 #: Seconds between two looks at the parent process and two heartbeats.
 TICK = 1.0
 #: Seconds between two looks at the board, while another master is in charge.
 ALERT = 0.1
 #: Seconds until something that was full is tried again: a channel, or the table of open files.
 RETRY = 0.01
-#: Each look at a head reads all of it. Once looks have read this many bytes of it, it is only looked at every `SLOW`
-#: seconds, and all such heads together get `SLOW_SHARE` of our time.
-LOOKS = MAX_HEAD
-SLOW = 0.1
-SLOW_SHARE = 0.1
+#: Seconds that a client has to show its head, once the server stops.
+HURRY = 2.0
 
-_EPOLLIN, _EPOLLET, _EPOLLRDHUP = 0x001, 1 << 31, 0x2000
-_GONE = 0x2000 | 0x010 | 0x008  # EPOLLRDHUP, EPOLLHUP, EPOLLERR
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -107,25 +87,13 @@ class _Listener:
 
 
 @dataclass
-class _Head:
-    """A connection whose head has not shown the header yet."""
+class _Half:
+    """The seats of one of two masters, and who had them when last seen."""
 
-    connection: socket
-    listener: _Listener
-    address: Any
-    deadline: float
-    seen: int = 0
-    #: Bytes that all looks at it have read.
-    looked: int = 0
-
-
-@dataclass
-class _Waiting:
-    """A connection whose channel is full."""
-
-    fd: int
-    parcel: Parcel
-    deadline: float
+    board: Board
+    channels: Sequence[Channel]
+    owners: list[int] = field(default_factory=list)
+    changes: int = -1
 
 
 class Dispatcher:
@@ -152,25 +120,18 @@ class Dispatcher:
             self._route = SessionRoute(plan.channels, plan.secret, plan.affinity, plan.board)
         else:
             self._route = HashRoute(plan.channels, plan.secret)
-        #: The seats of this master and of the other one, and who had them when last seen.
-        self._seats = [(plan.board, plan.channels.seats), (plan.board.other(), plan.channels.others)]
-        self._owners: list[list[int]] = [[], []]
+        self._halves = [_Half(plan.board, plan.channels.seats), _Half(plan.board.other(), plan.channels.others)]
         #: Since when slots have had no worker.
         self._vacant: dict[int, float] = {}
-        self._buffer = bytearray(MAX_HEAD)
 
-        self._epoll = get_original("select", "epoll")()
-        #: Who handles the events of a file descriptor.
-        self._watched: dict[int, Callable[[int], object]] = {}
+        self._events = Events()
         self._listeners: list[_Listener] = []
         self._accepting = False
-        self._heads: dict[int, _Head] = {}
-        #: Of those, the ones in many pieces that something has happened to, and when to look at them all.
-        self._slow: dict[int, int] = {}
-        self._slow_at = 0.0
-        self._lingering: dict[int, tuple[socket, float]] = {}
-        #: By channel, in order of arrival, and only channels that are full.
-        self._lanes: dict[Channel, deque[_Waiting]] = {}
+        self._lingering = Lingering(self._events, self.notices, plan.tls)
+        self._peeking = Peeking(
+            self._reader, plan.header_timeout, self._dispatch, self._events, self._lingering, self.notices
+        )
+        self._lanes = Lanes(plan.lane_size, plan.slot_timeout, self._refuse_waiting, self.notices)
         self._resume_at: float | None = None
 
     # --- the loop ---
@@ -184,7 +145,7 @@ class Dispatcher:
                 listener.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, int(self.plan.affinity.by != "ip"))
             self._listeners.append(_Listener(listener, listener.getsockname()))
         for channel in self.plan.removed:
-            self._watch(channel.fileno(), _EPOLLIN, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
+            self._events.watch(channel.fileno(), READABLE, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
 
         ticked = 0.0
         while not (self._draining and self._idle()):
@@ -195,11 +156,10 @@ class Dispatcher:
                 if self._is_orphan():
                     return  # it must not mistake the charge of another new master for its own
                 self._turn(not self._accepting)
-            for fd, events in self._epoll.poll(self._patience()):
-                if handler := self._watched.get(fd):
-                    handler(events)
+            self._events.wait(self._patience())
             now = time.monotonic()
-            if self.plan.affinity.by_session:
+            if isinstance(self._route, SessionRoute):
+                self._route.look_again()
                 self._clear_seats()
             if now - ticked >= TICK:
                 ticked = now
@@ -226,26 +186,24 @@ class Dispatcher:
         self._listeners.clear()
         self._resume_at = None
         for channel in self.plan.removed:
-            self._unwatch(channel.fileno())
+            self._events.unwatch(channel.fileno())
         if self.plan.board.phase == RUNNING:
             return
         # Nobody comes after this one: what workers have handed back is routed here, and who is slow has to hurry.
         returns = self.plan.channels.returns
         for _ in range(0, returns.queued() + 1, ACCEPT_BATCH):
             self._reroute(returns)
-        soon = time.monotonic() + LINGER
-        for head in self._heads.values():
-            head.deadline = min(head.deadline, soon)
+        self._peeking.hurry(time.monotonic() + HURRY)
 
     def wake_by(self, fd: int) -> None:
         """Let the loop look around when the non-blocking `fd` becomes readable (see `signal.set_wakeup_fd`)."""
-        self._watch(fd, _EPOLLIN, lambda _events: self._swallow(fd))
+        self._events.watch(fd, READABLE, lambda _events: self._swallow(fd))
 
     def _swallow(self, fd: int) -> None:
         os.read(fd, 512)
 
     def _idle(self) -> bool:
-        return not (self._heads or self._lingering or self._lanes)
+        return not (self._peeking or self._lingering or self._lanes)
 
     def _patience(self) -> float:
         """Return the seconds until something has to be done in any case."""
@@ -254,50 +212,18 @@ class Dispatcher:
             wait = RETRY
         elif not self.plan.board.in_charge:
             wait = ALERT
-        now = time.monotonic()
-        if self._resume_at is not None:
-            wait = min(wait, self._resume_at - now)
-        if self._slow:
-            wait = min(wait, self._slow_at - now)
-        for head in self._heads.values():
-            wait = min(wait, head.deadline - now)
-            break
-        for _, deadline in self._lingering.values():
-            wait = min(wait, deadline - now)
-            break
+        for due in (self._resume_at, self._peeking.deadline(), self._lingering.deadline()):
+            if due is not None:
+                wait = min(wait, due - time.monotonic())
         return max(wait, 0.0)
 
     def _expire(self, now: float) -> None:
         """Do what is due."""
-        if self._slow and self._slow_at <= now:
-            self._look_slowly(now)
-        while self._heads:
-            head = next(iter(self._heads.values()))
-            if head.deadline > now:
-                break
-            self._refuse_head(
-                head,
-                HTTPStatus.REQUEST_TIMEOUT,
-                f"the {self._reader.wanted} did not arrive within {self.plan.header_timeout:g} s",
-                "sticky_header_timeout",
-            )
-        while self._lingering:
-            fd, (_, deadline) = next(iter(self._lingering.items()))
-            if deadline > now:
-                break
-            self._linger_no_more(fd)
-        for channel in list(self._lanes):
-            self._advance(channel, now)
+        self._peeking.expire(now)
+        self._lingering.expire(now)
+        self._lanes.advance(now)
         if self._resume_at is not None and self._resume_at <= now:
             self._resume_at = None
-
-    def _watch(self, fd: int, events: int, handler: Callable[[int], object]) -> None:
-        self._watched[fd] = handler
-        self._epoll.register(fd, events)
-
-    def _unwatch(self, fd: int) -> None:
-        del self._watched[fd]
-        self._epoll.unregister(fd)
 
     # --- accepting ---
 
@@ -305,19 +231,19 @@ class Dispatcher:
         """Tell whether connections may be accepted now. What is not stays in the kernel's backlog."""
         if self._draining or self._resume_at is not None or not self.plan.board.in_charge:
             return False
-        return not (self._lanes and all(channel in self._lanes for channel in self.plan.channels.slots))
+        return not self._lanes.block(self.plan.channels.slots)
 
     def _turn(self, on: bool) -> None:
         """Begin to accept, or stop it. Whoever accepts also routes what workers hand back."""
         self._accepting = on
-        handlers: dict[int, Callable[[int], object]] = {self.plan.channels.returns.fileno(): self._take_back}
+        handlers: dict[int, Handler] = {self.plan.channels.returns.fileno(): self._take_back}
         for listener in self._listeners:
             handlers[listener.socket.fileno()] = lambda _events, listener=listener: self._accept(listener)  # type: ignore[misc]
         for fd, handler in handlers.items():
             if on:
-                self._watch(fd, _EPOLLIN, handler)
+                self._events.watch(fd, READABLE, handler)
             else:
-                self._unwatch(fd)
+                self._events.unwatch(fd)
 
     def _accept(self, listener: _Listener) -> None:
         if not self.plan.board.in_charge:
@@ -334,160 +260,26 @@ class Dispatcher:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
-            if not self._reader.needs_bytes(address):
-                self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
-                continue
-            connection = socket(family, SOCK_STREAM, 0, fd)
-            try:
-                size = connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
-                key = self._reader.first(self._buffer, size, address)
-            except (OSError, Incomplete, Missing, Malformed):
-                self._look(_Head(connection, listener, address, 0.0))
+            if self._reader.needs_bytes(address):
+                self._peeking.look(socket(family, SOCK_STREAM, 0, fd), listener.name, address)
             else:
-                self._dispatch(connection.detach(), Parcel(listener.name, address, key))
+                self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
 
     def _make_room(self, error: OSError) -> None:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""
-        for fd in self._lingering:  # it has its answer
-            self._linger_no_more(fd)
-            return
-        if self._heads:
-            self._refuse_head(
-                next(iter(self._heads.values())),
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"too many connections ({error.strerror})",
-                "ulimit -n",
-            )
+        if self._lingering.drop() or self._peeking.drop(str(error.strerror)):
             return
         self.notices.warn("ulimit -n", "Dispatcher cannot accept: %s", error.strerror)
         self._resume_at = time.monotonic() + TICK
-
-    # --- the head of the first request ---
-
-    def _look(self, head: _Head, events: int = 0) -> None:
-        """Peek at a connection, and dispatch, refuse or keep it."""
-        try:
-            size = head.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
-        except BlockingIOError:
-            size = -1
-        except OSError:
-            self._forget(head)
-            head.connection.close()
-            return
-        if size == 0 or (size <= head.seen and events & _GONE):
-            self._forget(head)
-            head.connection.close()
-            return
-        key = None
-        if size > head.seen:
-            head.looked += size
-            try:
-                key = self._reader.first(self._buffer, size, head.address)
-            except Incomplete:
-                if size == MAX_HEAD:
-                    self._refuse_head(
-                        head,
-                        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                        f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}",
-                        "sticky_header",
-                    )
-                    return
-            except Missing:
-                self._refuse_head(
-                    head,
-                    HTTPStatus.BAD_REQUEST,
-                    f"the request lacks the header {self.plan.affinity.header}",
-                    "sticky_ignore_missing_header",
-                )
-                return
-            except Malformed as error:
-                text = "Closed a connection from %s: malformed PROXY header, %s"
-                self.notices.warn("proxy_protocol", text, _name(head.address), error)
-                self._forget(head)
-                head.connection.close()
-                return
-        if key is None:
-            head.seen = max(size, 0)
-            self._keep(head)
-            return
-        self._forget(head)
-        self._dispatch(head.connection.detach(), Parcel(head.listener.name, head.address, key))
-
-    def _keep(self, head: _Head) -> None:
-        fd = head.connection.fileno()
-        if fd not in self._heads:
-            head.deadline = time.monotonic() + self.plan.header_timeout
-            self._heads[fd] = head
-            # Edge-triggered: what was only peeked at stays readable, and would wake a level-triggered watch for ever.
-            self._watch(fd, _EPOLLIN | _EPOLLRDHUP | _EPOLLET, lambda events: self._arrived(head, events))
-
-    def _arrived(self, head: _Head, events: int) -> None:
-        if head.looked <= LOOKS:
-            self._look(head, events)
-            return
-        if not self._slow:
-            self._slow_at = time.monotonic() + SLOW
-        fd = head.connection.fileno()
-        self._slow[fd] = self._slow.get(fd, 0) | events
-
-    def _look_slowly(self, started: float) -> None:
-        """Look at heads in many pieces, the one that has waited longest first, for a moment."""
-        now = started
-        while self._slow and now - started < RETRY / 2:
-            fd = next(iter(self._slow))
-            self._look(self._heads[fd], self._slow.pop(fd))
-            now = time.monotonic()
-        self._slow_at = now + ((now - started) / SLOW_SHARE if self._slow else SLOW)
-
-    def _forget(self, head: _Head) -> None:
-        fd = head.connection.fileno()
-        if self._heads.pop(fd, None):
-            self._slow.pop(fd, None)
-            self._unwatch(fd)
-
-    def _refuse_head(self, head: _Head, status: HTTPStatus, message: str, setting: str) -> None:
-        self._forget(head)
-        self._refuse(head.connection, head.address, status, message, setting)
 
     # --- to the worker ---
 
     def _dispatch(self, fd: int, parcel: Parcel) -> None:
         """Pass a connection on, and close it here."""
-        channel = self._route.channel(parcel.key)
-        lane = self._lanes.get(channel)
-        if lane is None and self._send(channel, fd, parcel):
-            return
-        waiting = _Waiting(fd, parcel, time.monotonic() + self.plan.slot_timeout)
-        if lane is None:
-            self._lanes[channel] = deque([waiting])
-        elif len(lane) < self.plan.lane_size:
-            lane.append(waiting)
-        else:
-            self._refuse_waiting(fd, parcel)
-
-    def _send(self, channel: Channel, fd: int, parcel: Parcel) -> bool:
-        """Send a descriptor and close it here, unless the channel is full."""
-        error = channel.send(fd, parcel)
-        if error is None:
-            posix.close(fd)
-            return True
-        if error.errno != errno.EAGAIN:
-            self.notices.warn("ulimit -n", "Dispatcher cannot pass connections on: %s", error.strerror)
-        return False
-
-    def _advance(self, channel: Channel, now: float) -> None:
-        """Send what waits for a full channel, and refuse who has waited too long."""
-        lane = self._lanes[channel]
-        while lane and self._send(channel, lane[0].fd, lane[0].parcel):
-            lane.popleft()
-        while lane and lane[0].deadline <= now:
-            waiting = lane.popleft()
-            self._refuse_waiting(waiting.fd, waiting.parcel)
-        if not lane:
-            del self._lanes[channel]
+        self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
 
     def _refuse_waiting(self, fd: int, parcel: Parcel) -> None:
-        self._refuse(
+        self._lingering.refuse(
             socket(fileno=fd),
             parcel.address,
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -529,54 +321,18 @@ class Dispatcher:
 
     def _clear_seats(self) -> None:
         """Dispatch anew what was for a worker that is gone. So are its sessions, which the application will say."""
-        for half, (board, channels) in enumerate(self._seats):
-            owners = board.owners()
-            if owners == self._owners[half]:
+        for half in self._halves:
+            changes = half.board.changes
+            if changes == half.changes:
                 continue
-            for channel, before, now in zip(channels, self._owners[half], owners, strict=False):
+            owners = half.board.owners()
+            for channel, before, now in zip(half.channels, half.owners, owners, strict=False):
                 if before and before != now:
                     if self._reroute(channel):
                         return  # and again, until it is empty
-                    for waiting in self._lanes.pop(channel, ()):
-                        self._dispatch(waiting.fd, waiting.parcel)
-            self._owners[half] = owners
-
-    # --- answering ---
-
-    def _refuse(self, connection: socket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
-        """Answer a connection ourselves and close it, with one line in the log that names the setting to change."""
-        self.notices.warn(setting, "Refused a connection from %s: %d, %s", _name(address), status, message)
-        try:
-            if self.plan.tls:
-                connection.close()
-                return
-            connection.send(answer(status, message), MSG_DONTWAIT | MSG_NOSIGNAL)
-            connection.shutdown(SHUT_WR)
-        except OSError:
-            connection.close()
-            return
-        # Closing now would send a reset for what is still unread, and that destroys the answer on its way.
-        fd = connection.fileno()
-        self._lingering[fd] = connection, time.monotonic() + LINGER
-        self._watch(fd, _EPOLLIN | _EPOLLRDHUP, lambda _events: self._discard(fd, connection))
-
-    def _discard(self, fd: int, connection: socket) -> None:
-        try:
-            if connection.recv_into(self._buffer, 0, MSG_DONTWAIT):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._linger_no_more(fd)
-
-    def _linger_no_more(self, fd: int) -> None:
-        self._unwatch(fd)
-        self._lingering.pop(fd)[0].close()
-
-
-def _name(address: Any) -> str:
-    return str(address[0]) if isinstance(address, tuple) else "a Unix socket"
+                    for fd, parcel in self._lanes.clear(channel):
+                        self._dispatch(fd, parcel)
+            half.owners, half.changes = owners, changes
 
 
 def run(plan: Plan, cfg: Any, log: Any, heartbeat: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ of its own as well, for the requests of the sessions that its worker has minted.
 from __future__ import annotations
 
 import functools
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ class SessionRoute:
             "hash": self._hash,
         }[affinity.balance]
         self._last = -1
+        #: Heap of the slots that take new sessions, each with its load and its turn.
+        self._loads: list[tuple[int, int, int]] | None = None
 
     def channel(self, key: str) -> Channel:
         """Return where a connection with this key goes: the owner's number, or a new client's address."""
@@ -72,18 +75,26 @@ class SessionRoute:
                     return channels.returns  # only the other master knows the way
         return self._channels.slots[self._choose(key)]
 
-    def _open(self) -> list[int]:
+    def look_again(self) -> None:
+        """Balance by what the workers say now; until then, by that and what has been sent to them."""
+        self._loads = None
+
+    def _in_turn(self) -> list[int]:
         """Return the slots that take new sessions, beginning after the one chosen last."""
         count = len(self._channels.slots)
         turn = [(self._last + 1 + n) % count for n in range(count)]
         return [slot for slot in turn if self._board.is_open(slot)] or turn
 
     def _next(self, key: str) -> int:
-        self._last = self._open()[0]
+        self._last = self._in_turn()[0]
         return self._last
 
     def _least(self, key: str) -> int:
-        self._last = min(self._open(), key=self._load)
+        if self._loads is None:
+            # In order of loads, and of turns; a list that is sorted is a heap.
+            self._loads = sorted((self._load(slot), turn, slot) for turn, slot in enumerate(self._in_turn()))
+        load, turn, self._last = self._loads[0]
+        heapq.heapreplace(self._loads, (load + 1, turn + len(self._loads), self._last))
         return self._last
 
     def _load(self, slot: int) -> int:
