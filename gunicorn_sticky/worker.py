@@ -312,7 +312,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             return False
         if not (self.alive and board.in_charge):
             return False  # new sessions go elsewhere
-        if self._affinity.balance != "least-connections":
+        if self._affinity.balance != "least-connections" or self._active <= SLACK:
             return True
         # A proxy's connections would keep all new sessions on the workers that they happen to lead to.
         others = [board.active(slot) for slot in range(board.slots) if slot != self.slot and board.is_open(slot)]
