@@ -254,6 +254,15 @@ def request(
         connection.close()
 
 
+def descriptors(pid: int) -> list[str]:
+    """Return what the open files of a process are."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since
+            found.append(os.readlink(entry))
+    return found
+
+
 def addresses(count: int) -> list[str]:
     """Return `count` different addresses of this machine that a client can connect from."""
     return [f"127.{1 + n // 62500}.{n // 250 % 250}.{1 + n % 250}" for n in range(count)]

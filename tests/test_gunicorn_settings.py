@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -14,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, wait_for
+from harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, descriptors, wait_for
 
 pytestmark = pytest.mark.features
 
@@ -243,14 +242,6 @@ def test_no_workers_until_there_are_some():
 
 
 # --- time and number ---
-
-
-def descriptors(pid: int) -> list[str]:
-    found = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(entry))
-    return found
 
 
 def test_folder_of_the_heartbeats(tmp_path: Path):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import BIN, STICKY, Server, addresses, request, wait_for
+from harness import BIN, STICKY, Server, addresses, descriptors, request, wait_for
 
 CLIENTS = addresses(24)
 
@@ -54,14 +54,6 @@ def load(server: Server) -> Iterator[list[str]]:
         for thread in threads:
             thread.join()
     assert not wrong
-
-
-def descriptors(pid: int) -> list[str]:
-    found = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(entry))
-    return found
 
 
 # --- what dies is replaced ---
