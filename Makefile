@@ -13,13 +13,14 @@ LOADS ?= 3
 BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready
+BENCH_READY := .venv/bench-ready
 # Seconds for each target.
 FUZZ_SECONDS ?= 4
 # Where Debian has nginx and haproxy.
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test lint check demo bench soak fuzz fuzz-quick faults build matrix clean programs
+.PHONY: test lint check demo bench bench-quick soak fuzz fuzz-quick faults build matrix clean programs
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) -m "not load"
@@ -36,8 +37,14 @@ check: lint
 demo: $(READY)
 	$(BIN)/python examples/chat/demo.py
 
-bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+# Writes docs/benchmarks.md.
+bench: $(BENCH_READY)
+	$(BIN)/python benchmarks/startup_hook.py
+	$(BIN)/python benchmarks/compare.py
+
+# The same with fewer contenders and shorter runs; writes build/benchmarks.md.
+bench-quick: $(BENCH_READY)
+	$(BIN)/python benchmarks/compare.py --quick
 
 # The long forms of what the tests do in short.
 soak: $(READY)
@@ -91,13 +98,19 @@ $(FUZZ_READY): $(READY)
 	@$(BIN)/pip install --quiet -e '.[fuzz]'
 	@touch $@
 
-# Programs that the tests start, and the Debian packages that have them; nothing happens if all of them are present.
+$(BENCH_READY): $(READY)
+	@$(BIN)/pip install --quiet -e '.[bench]'
+	@touch $@
+
+# Programs that tests and benchmark start, and the Debian packages that have them; nothing happens if all of them are
+# present.
 programs:
 	@missing=; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	for program in chromium curl npm openssl nginx haproxy slowhttptest strace; do \
+	for program in chromium curl npm openssl nginx haproxy slowhttptest strace wrk; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \
 	if [ -n "$$missing" ]; then \
 		sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \

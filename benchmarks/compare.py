@@ -1,0 +1,193 @@
+"""Sticky sessions compared: with stock Gunicorn, with proxies before single-worker Gunicorns, with Node's packages.
+
+All servers run side by side. Round by round, and in an order that is new each time, each is loaded twice: by as much as
+it takes, for requests/s and CPU seconds, and at a rate that is the same for all of them, for latencies. Ratios are
+those of two runs of one round.
+
+    python compare.py [--quick] [--rounds N] [--seed N] [--output FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dispatcher
+import report
+import wrk
+from client import WARM_UP
+from contender import HERE, NODE, Contender, Contenders, cpu_seconds
+from workload import ALL_WORKERS, WORKLOADS, Workload, cannot
+
+ROOT = HERE.parent
+#: What the rate is of the baseline's most. Fewer requests at once cost more CPU each, and the client needs some too.
+SHARE = 1 / 3
+#: Seconds that a contender may take to boot.
+PATIENCE = 20.0
+
+
+class Bench:
+    def __init__(self, folder: Path, quick: bool, rounds: int, seed: int) -> None:
+        self.folder = folder
+        self.quick = quick
+        self.rounds = rounds
+        self.random = random.Random(seed)
+        self.seconds = 1 if quick else 2
+        self.rate_seconds = WARM_UP + (0.5 if quick else 1.0)
+        self.library = wrk.build(folder)
+        self.runs: list[dict[str, Any]] = []
+        self.cannot: list[dict[str, Any]] = []
+        self.broken: list[dict[str, Any]] = []
+
+    def run(self, workers: int) -> None:
+        wanted = [workload for workload in WORKLOADS if workers == 2 or workload.name in ALL_WORKERS]
+        take_part = {workload: workload.quick if self.quick else workload.contenders for workload in wanted}
+        names = dict.fromkeys(name for names in take_part.values() for name in names)
+        with Contenders(self.folder, workers, list(names)) as running:
+            able = {
+                workload: [name for name in names if self.is_able(workload, running[name], workers)]
+                for workload, names in take_part.items()
+            }
+            rates = {}
+            for workload in wanted:
+                if workload.baseline not in able[workload]:
+                    continue
+                saturated = self.saturate(workload, running[workload.baseline])
+                rates[workload] = saturated["requests"] / saturated["seconds"] * SHARE
+            for number in range(self.rounds):
+                print(f"{workers} worker{'s'[: workers > 1]}, round {number + 1} of {self.rounds}", flush=True)
+                for workload in self.random.sample(list(rates), len(rates)):
+                    for name in self.random.sample(able[workload], len(able[workload])):
+                        self.measure(workload, running[name], workers, number, rates[workload])
+
+    def is_able(self, workload: Workload, contender: Contender, workers: int) -> bool:
+        """Try some sessions until all succeed: the contender may still be booting."""
+        expected = not cannot(workload, contender.name, workers)
+        deadline = time.monotonic() + (PATIENCE if expected else 0)
+        while True:
+            seen = self.client(workload, contender, 5, clients=16, sessions=2)
+            if not seen["errors"]:
+                return True
+            if time.monotonic() > deadline:
+                break
+        which = {"workload": workload.name, "contender": contender.name, "workers": workers}
+        (self.broken if expected else self.cannot).append({**which, "errors": seen["errors"]})
+        return False
+
+    def client(self, workload: Workload, contender: Contender, seconds: float, **task: Any) -> dict[str, Any]:
+        task |= {"port": contender.port, "workload": workload.kind, "seconds": seconds}
+        command = [sys.executable, str(HERE / "client.py"), json.dumps(task)]
+        return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+
+    def saturate(self, workload: Workload, contender: Contender) -> dict[str, Any]:
+        if workload.kind in ("new", "keep-alive"):
+            return wrk.load(self.library, contender.port, self.seconds, workload.kind == "keep-alive")
+        return self.client(workload, contender, self.seconds)
+
+    def measure(self, workload: Workload, contender: Contender, workers: int, number: int, rate: float) -> None:
+        run: dict[str, Any] = {"workers": workers, "workload": workload.name, "contender": contender.name}
+        run["round"] = number
+        processes = contender.processes()
+        start = cpu_seconds(processes)
+        saturated = self.saturate(workload, contender)
+        middle = cpu_seconds(processes)
+        steady = self.client(workload, contender, self.rate_seconds, rate=rate / workload.requests)
+        end = cpu_seconds(processes)
+        if errors := saturated["errors"] | steady["errors"]:
+            run["errors"] = errors
+        if contender.processes() != processes:
+            run["errors"] = {**run.get("errors", {}), "processes have come or gone": 1}
+        if saturated["requests"] and steady["requests"]:
+            run |= {
+                "requests_per_second": saturated["requests"] / saturated["seconds"],
+                "cpu": (middle - start) * 10_000 / saturated["requests"],
+                "rate": rate,
+                "p50": steady["p50"] * 1e3,
+                "p99": steady["p99"] * 1e3,
+                "cpu_at_rate": (end - middle) * 10_000 / steady["requests"],
+                "clients": steady["clients"],
+                "servers": steady["servers"],
+                "moved": steady["moved"],
+            }
+        self.runs.append(run)
+        if "errors" in run:
+            self.broken.append(run)
+
+
+def output_of(*command: str) -> str:
+    """Return the first line that a program prints about itself, wherever it does."""
+    env = os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return done.stdout.splitlines()[0] if done.stdout else ""
+
+
+def number_in(text: str) -> str:
+    match = re.search(r"\d+(\.\d+)+", text)
+    return match[0] if match else text
+
+
+def machine() -> dict[str, Any]:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
+        "kernel": platform.release(),
+    }
+
+
+def versions() -> dict[str, str]:
+    packages = ("gunicorn-sticky", "gunicorn", "gevent", "python-engineio", "simple-websocket")
+    found = {"Python": platform.python_version()} | {name: version(name) for name in packages}
+    found["commit"] = output_of("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+    found |= {name: number_in(output_of(name, "-v")) for name in ("nginx", "haproxy", "wrk", "node")}
+    lock = json.loads((HERE / "node" / "package-lock.json").read_text())["packages"]
+    return found | {
+        name: lock[f"node_modules/{name}"]["version"] for name in (*{n.split()[0]: 0 for n in NODE}, "engine.io")
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer contenders, shorter runs, two workers")
+    parser.add_argument("--rounds", type=int, help="by default 5, or 3 if quick")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the order of the runs")
+    parser.add_argument("--output", type=Path, help="where benchmarks.md goes: by default docs, or build if quick")
+    options = parser.parse_args(arguments)
+    rounds = options.rounds or (3 if options.quick else 5)
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "quick": options.quick,
+        "rounds": rounds,
+        "seed": options.seed,
+    }
+    print(f"seed {options.seed}")
+    with tempfile.TemporaryDirectory(prefix="gunicorn-sticky-") as folder:
+        os.chmod(folder, 0o755)  # nginx's workers are somebody else's
+        bench = Bench(Path(folder), options.quick, rounds, options.seed)
+        for workers in (2,) if options.quick else (1, 2, 4):
+            bench.run(workers)
+    results |= {"runs": bench.runs, "cannot": bench.cannot, "broken": bench.broken}
+    results["dispatcher"] = dispatcher.main(["--quick"] if options.quick else [])
+    report.write(results, options.output or ROOT / ("build" if options.quick else "docs"))
+    return 1 if bench.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

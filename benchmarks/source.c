@@ -1,0 +1,43 @@
+/* wrk's many clients, by LD_PRELOAD: binds each connection to the next of COUNT addresses of this machine, and writes
+ * that address over PLACEHOLDER, which is as long, wherever a request has it. The addresses are those of client.py. */
+
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define COUNT 256
+#define LENGTH 15
+#define PLACEHOLDER "255.255.255.255"
+
+static char sources[65536][LENGTH + 1];
+
+int connect(int fd, const struct sockaddr *to, socklen_t length) {
+    static atomic_uint next;
+    int (*original)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
+    if (to->sa_family == AF_INET && fd < 65536) {
+        unsigned n = next++ % COUNT;
+        struct sockaddr_in from = {.sin_family = AF_INET};
+        snprintf(sources[fd], sizeof *sources, "127.%u.%u.%u", 100 + n % 16, 100 + n / 16, 100 + n % 100);
+        inet_pton(AF_INET, sources[fd], &from.sin_addr);
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
+        if (bind(fd, (struct sockaddr *)&from, sizeof from)) return -1;
+    }
+    return original(fd, to, length);
+}
+
+ssize_t write(int fd, const void *data, size_t length) {
+    static ssize_t (*original)(int, const void *, size_t);
+    char copy[4096], *place;
+    if (!original) original = dlsym(RTLD_NEXT, "write");
+    if (length <= sizeof copy && memmem(data, length, PLACEHOLDER, LENGTH)) {
+        memcpy(copy, data, length);
+        place = memmem(copy, length, PLACEHOLDER, LENGTH);
+        memcpy(place, sources[fd], LENGTH);
+        data = copy;
+    }
+    return original(fd, data, length);
+}

@@ -1,0 +1,33 @@
+"""wrk, the load of HTTP that takes the least of the processors: as much as the server can take, from many clients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CONNECTIONS = 64
+THREADS = 2
+#: What source.c writes each connection's address over.
+PLACEHOLDER = "255.255.255.255"
+
+
+def build(folder: Path) -> Path:
+    """Compile source.c."""
+    library = folder / "source.so"
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, HERE / "source.c", "-ldl"], check=True)
+    return library
+
+
+def load(library: Path, port: int, seconds: int, keep_alive: bool) -> dict[str, Any]:
+    """Return how many requests were answered, in how many seconds, and what went wrong."""
+    command = ["wrk", "-t", str(THREADS), "-c", str(CONNECTIONS), "-d", f"{seconds}s", "-s", str(HERE / "wrk.lua")]
+    command += ["-H", f"X-Forwarded-For: {PLACEHOLDER}"]
+    if not keep_alive:
+        command += ["-H", "Connection: close"]
+    command.append(f"http://127.0.0.1:{port}/")
+    env = {"LD_PRELOAD": str(library), "PATH": "/usr/bin:/bin"}
+    output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(output.splitlines()[-1]))
