@@ -26,6 +26,7 @@ from typing import Any
 
 #: Seconds that answers may take.
 PATIENCE = 5.0
+ADDRESSES = 256
 #: Seconds at the start of a run at a rate whose latencies do not count: connections are opened, and all at once.
 WARM_UP = 0.25
 #: Messages of an Engine.IO session.
@@ -38,8 +39,8 @@ now = time.perf_counter
 
 
 def address(number: int) -> str:
-    """Return one of 256 addresses of this machine, no two in one /24, since nginx's ip_hash takes these for one."""
-    n = number % 256
+    """Return one of `ADDRESSES` of this machine, no two in one /24, since nginx's ip_hash takes these for one."""
+    n = number % ADDRESSES
     return f"127.{100 + n % 16}.{100 + n // 16}.{100 + n % 100}"
 
 
@@ -118,9 +119,10 @@ class Load:
         rate: float | None = None,
         clients: int = 64,
         sessions: int | None = None,
+        offset: int = 0,
     ) -> None:
         self.port, self.seconds, self.rate = port, seconds, rate
-        self.clients, self.sessions = clients, sessions
+        self.clients, self.sessions, self.offset = clients, sessions, offset
         self.session = {
             "new": self.new,
             "keep-alive": self.keep_alive,
@@ -190,7 +192,8 @@ class Load:
             # Even a client that never pauses lets the others have their turn.
             yield due
             # In the end each address has been a client's, with as many connections at once as there are clients.
-            source = address(number if self.session == self.keep_alive else count * self.clients + number)
+            turn = 0 if self.session == self.keep_alive else count
+            source = address(self.offset + turn * self.clients + number)
             try:
                 yield from self.session(number, source, due)
             except (OSError, Wrong, ValueError) as error:

@@ -28,13 +28,15 @@ from typing import Any
 import dispatcher
 import report
 import wrk
-from client import WARM_UP
+from client import ADDRESSES, WARM_UP
 from contender import HERE, NODE, Contender, Contenders, cpu_seconds
-from workload import ALL_WORKERS, WORKLOADS, Workload, cannot
+from workload import WORKLOADS, Workload, cannot
 
 ROOT = HERE.parent
 #: What the rate is of the baseline's most. Fewer requests at once cost more CPU each, and the client needs some too.
 SHARE = 1 / 3
+#: Seconds of a run with as many requests as possible. Many short runs tell more than a few long ones.
+SECONDS = 1
 #: Seconds that a contender may take to boot.
 PATIENCE = 20.0
 
@@ -45,16 +47,15 @@ class Bench:
         self.quick = quick
         self.rounds = rounds
         self.random = random.Random(seed)
-        self.seconds = 1 if quick else 2
-        self.rate_seconds = WARM_UP + (0.5 if quick else 1.0)
+        self.rate_seconds = WARM_UP + (0.4 if quick else 0.8)
         self.library = wrk.build(folder)
         self.runs: list[dict[str, Any]] = []
         self.cannot: list[dict[str, Any]] = []
         self.broken: list[dict[str, Any]] = []
 
     def run(self, workers: int) -> None:
-        wanted = [workload for workload in WORKLOADS if workers == 2 or workload.name in ALL_WORKERS]
-        take_part = {workload: workload.quick if self.quick else workload.contenders for workload in wanted}
+        few = self.quick or workers != 2
+        take_part = {w: w.few if few else w.contenders for w in WORKLOADS if workers == 2 or w.scales}
         names = dict.fromkeys(name for names in take_part.values() for name in names)
         with Contenders(self.folder, workers, list(names)) as running:
             able = {
@@ -62,10 +63,10 @@ class Bench:
                 for workload, names in take_part.items()
             }
             rates = {}
-            for workload in wanted:
+            for workload in take_part:
                 if workload.baseline not in able[workload]:
                     continue
-                saturated = self.saturate(workload, running[workload.baseline])
+                saturated = self.saturate(workload, running[workload.baseline], 0)
                 rates[workload] = saturated["requests"] / saturated["seconds"] * SHARE
             for number in range(self.rounds):
                 print(f"{workers} worker{'s'[: workers > 1]}, round {number + 1} of {self.rounds}", flush=True)
@@ -92,19 +93,21 @@ class Bench:
         command = [sys.executable, str(HERE / "client.py"), json.dumps(task)]
         return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
 
-    def saturate(self, workload: Workload, contender: Contender) -> dict[str, Any]:
+    def saturate(self, workload: Workload, contender: Contender, offset: int) -> dict[str, Any]:
         if workload.kind in ("new", "keep-alive"):
-            return wrk.load(self.library, contender.port, self.seconds, workload.kind == "keep-alive")
-        return self.client(workload, contender, self.seconds)
+            return wrk.load(self.library, contender.port, SECONDS, workload.kind == "keep-alive", offset)
+        return self.client(workload, contender, SECONDS, offset=offset)
 
     def measure(self, workload: Workload, contender: Contender, workers: int, number: int, rate: float) -> None:
         run: dict[str, Any] = {"workers": workers, "workload": workload.name, "contender": contender.name}
         run["round"] = number
+        # Hashes share out some addresses evenly, and others less so.
+        offset = self.random.randrange(ADDRESSES)
         processes = contender.processes()
         start = cpu_seconds(processes)
-        saturated = self.saturate(workload, contender)
+        saturated = self.saturate(workload, contender, offset)
         middle = cpu_seconds(processes)
-        steady = self.client(workload, contender, self.rate_seconds, rate=rate / workload.requests)
+        steady = self.client(workload, contender, self.rate_seconds, rate=rate / workload.requests, offset=offset)
         end = cpu_seconds(processes)
         if errors := saturated["errors"] | steady["errors"]:
             run["errors"] = errors
@@ -164,11 +167,11 @@ def versions() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer contenders, shorter runs, two workers")
-    parser.add_argument("--rounds", type=int, help="by default 5, or 3 if quick")
+    parser.add_argument("--rounds", type=int, help="by default 9, or 3 if quick")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the order of the runs")
     parser.add_argument("--output", type=Path, help="where benchmarks.md goes: by default docs, or build if quick")
     options = parser.parse_args(arguments)
-    rounds = options.rounds or (3 if options.quick else 5)
+    rounds = options.rounds or (3 if options.quick else 9)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),

@@ -1,11 +1,13 @@
 /* wrk's many clients, by LD_PRELOAD: binds each connection to the next of COUNT addresses of this machine, and writes
- * that address over PLACEHOLDER, which is as long, wherever a request has it. The addresses are those of client.py. */
+ * that address over PLACEHOLDER, which is as long, wherever a request has it. The addresses are those of client.py,
+ * and the first of them is that with the number SOURCE_OFFSET. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,7 +21,7 @@ int connect(int fd, const struct sockaddr *to, socklen_t length) {
     static atomic_uint next;
     int (*original)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
     if (to->sa_family == AF_INET && fd < 65536) {
-        unsigned n = next++ % COUNT;
+        unsigned n = (atoi(getenv("SOURCE_OFFSET")) + next++) % COUNT;
         struct sockaddr_in from = {.sin_family = AF_INET};
         snprintf(sources[fd], sizeof *sources, "127.%u.%u.%u", 100 + n % 16, 100 + n / 16, 100 + n % 100);
         inet_pton(AF_INET, sources[fd], &from.sin_addr);

@@ -20,10 +20,12 @@ class Workload:
     baseline: str
     #: The baseline is one of them.
     contenders: tuple[str, ...]
-    #: Those of `make bench-quick`.
-    quick: tuple[str, ...]
+    #: Those of `make bench-quick`, and of other numbers of workers than 2.
+    few: tuple[str, ...]
     #: Requests, or for WebSocket messages, of one of the client's sessions.
     requests: int = 1
+    #: Whether it runs with other numbers of workers than 2: where each request is a new connection.
+    scales: bool = False
 
 
 WORKLOADS = (
@@ -33,6 +35,7 @@ WORKLOADS = (
         "stock",
         ("stock", *STICKY, *PROXIES, *NODE),
         ("stock", *STICKY[:2], *PROXIES, NODE[0]),
+        scales=True,
     ),
     Workload(
         "keep-alive",
@@ -58,8 +61,9 @@ WORKLOADS = (
         "polling",
         "stock -w 1",
         ("stock -w 1", "stock", *STICKY, *PROXIES, *NODE),
-        ("stock -w 1", "sticky by session"),
+        ("stock -w 1", "sticky by session", PROXIES[0], NODE[0]),
         requests=2 + 2 * MESSAGES,
+        scales=True,
     ),
     Workload(
         "WebSocket",
@@ -70,8 +74,6 @@ WORKLOADS = (
         requests=MESSAGES,
     ),
 )
-#: With 2 workers all workloads run, with other numbers of them those where each request is a new connection.
-ALL_WORKERS = ("new connections", "Engine.IO polling")
 
 
 def cannot(workload: Workload, contender: str, workers: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,21 @@ def build(folder: Path) -> Path:
     return library
 
 
-def load(library: Path, port: int, seconds: int, keep_alive: bool) -> dict[str, Any]:
-    """Return how many requests were answered, in how many seconds, and what went wrong."""
+def load(library: Path, port: int, seconds: int, keep_alive: bool, offset: int) -> dict[str, Any]:
+    """Return how many requests were answered, in how many seconds, and what went wrong.
+
+    Args:
+        library: what `build` has returned
+        port: where to connect to
+        seconds: for so long
+        keep_alive: whether connections stay open
+        offset: the number of the first connection's address
+    """
     command = ["wrk", "-t", str(THREADS), "-c", str(CONNECTIONS), "-d", f"{seconds}s", "-s", str(HERE / "wrk.lua")]
     command += ["-H", f"X-Forwarded-For: {PLACEHOLDER}"]
     if not keep_alive:
         command += ["-H", "Connection: close"]
     command.append(f"http://127.0.0.1:{port}/")
-    env = {"LD_PRELOAD": str(library), "PATH": "/usr/bin:/bin"}
+    env = os.environ | {"LD_PRELOAD": str(library), "SOURCE_OFFSET": str(offset)}
     output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
