@@ -189,8 +189,12 @@ class Load:
                 due = self.first + (count * self.clients + number) / self.rate
             if due >= self.end:
                 break
+            waits = due > now()
             # Even a client that never pauses lets the others have their turn.
             yield due
+            # That the client is called too late is nobody's fault but ours, that it was busy is the server's.
+            if waits:
+                due = now()
             # In the end each address has been a client's, with as many connections at once as there are clients.
             turn = 0 if self.session == self.keep_alive else count
             source = address(self.offset + turn * self.clients + number)

@@ -91,7 +91,7 @@ class Bench:
     def client(self, workload: Workload, contender: Contender, seconds: float, **task: Any) -> dict[str, Any]:
         task |= {"port": contender.port, "workload": workload.kind, "seconds": seconds}
         command = [sys.executable, str(HERE / "client.py"), json.dumps(task)]
-        return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+        return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60).stdout))
 
     def saturate(self, workload: Workload, contender: Contender, offset: int) -> dict[str, Any]:
         if workload.kind in ("new", "keep-alive"):
@@ -99,35 +99,46 @@ class Bench:
         return self.client(workload, contender, SECONDS, offset=offset)
 
     def measure(self, workload: Workload, contender: Contender, workers: int, number: int, rate: float) -> None:
-        run: dict[str, Any] = {"workers": workers, "workload": workload.name, "contender": contender.name}
-        run["round"] = number
+        run: dict[str, Any] = {
+            "workers": workers,
+            "workload": workload.name,
+            "contender": contender.name,
+            "round": number,
+        }
+        try:
+            run |= self.figures(workload, contender, rate)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            run["errors"] = {str(error): 1}
+        self.runs.append(run)
+        if run["errors"]:
+            self.broken.append(run)
+
+    def figures(self, workload: Workload, contender: Contender, rate: float) -> dict[str, Any]:
         # Hashes share out some addresses evenly, and others less so.
         offset = self.random.randrange(ADDRESSES)
         processes = contender.processes()
         start = cpu_seconds(processes)
-        saturated = self.saturate(workload, contender, offset)
+        most = self.saturate(workload, contender, offset)
         middle = cpu_seconds(processes)
         steady = self.client(workload, contender, self.rate_seconds, rate=rate / workload.requests, offset=offset)
         end = cpu_seconds(processes)
-        if errors := saturated["errors"] | steady["errors"]:
-            run["errors"] = errors
+        errors = most["errors"] | steady["errors"]
         if contender.processes() != processes:
-            run["errors"] = {**run.get("errors", {}), "processes have come or gone": 1}
-        if saturated["requests"] and steady["requests"]:
-            run |= {
-                "requests_per_second": saturated["requests"] / saturated["seconds"],
-                "cpu": (middle - start) * 10_000 / saturated["requests"],
-                "rate": rate,
-                "p50": steady["p50"] * 1e3,
-                "p99": steady["p99"] * 1e3,
-                "cpu_at_rate": (end - middle) * 10_000 / steady["requests"],
-                "clients": steady["clients"],
-                "servers": steady["servers"],
-                "moved": steady["moved"],
-            }
-        self.runs.append(run)
-        if "errors" in run:
-            self.broken.append(run)
+            errors["processes have come or gone"] = 1
+        if not most["requests"] or steady["p99"] is None:
+            return {"errors": errors | {"no answers": 1}}
+        return {
+            "errors": errors,
+            "requests_per_second": most["requests"] / most["seconds"],
+            "cpu": (middle - start) * 10_000 / most["requests"],
+            "rate": rate,
+            "p50": steady["p50"] * 1e3,
+            "p99": steady["p99"] * 1e3,
+            "cpu_at_rate": (end - middle) * 10_000 / steady["requests"],
+            "clients": steady["clients"],
+            "servers": steady["servers"],
+            "moved": steady["moved"],
+        }
 
 
 def output_of(*command: str) -> str:
@@ -167,11 +178,11 @@ def versions() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer contenders, shorter runs, two workers")
-    parser.add_argument("--rounds", type=int, help="by default 9, or 3 if quick")
+    parser.add_argument("--rounds", type=int, help="by default 8, or 3 if quick")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the order of the runs")
     parser.add_argument("--output", type=Path, help="where benchmarks.md goes: by default docs, or build if quick")
     options = parser.parse_args(arguments)
-    rounds = options.rounds or (3 if options.quick else 9)
+    rounds = options.rounds or (3 if options.quick else 8)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),

@@ -16,8 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from harness import PATIENCE, STICKY, Server, npm_ci  # noqa: E402
+from harness import BIN, PATIENCE, STICKY, Server, npm_ci  # noqa: E402
 
+#: The client is not to wait for a processor: latencies would be its own.
+NICE = ("nice", "-n", "5")
 NODE = (
     "@socket.io/sticky",
     "sticky-session",
@@ -101,7 +103,9 @@ def cpu_seconds(processes: Sequence[int]) -> float:
 def _program(folder: Path, *command: str) -> Iterator[int]:
     """Run a program in a process session of its own, and yield the session's number."""
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [*NICE, *command], cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield process.pid
     finally:
@@ -135,6 +139,7 @@ class Contenders:
     def _start(self) -> None:
         several = ("-w", str(self._workers))
         self._gunicorn("stock", "-k", "gevent", *several)
+        self._gunicorn("stock again", "-k", "gevent", *several)
         self._gunicorn("stock -w 1", "-k", "gevent", "-w", "1")
         self._gunicorn("sticky by ip", *STICKY, *several)
         self._gunicorn("sticky by header", *STICKY, "--sticky-proxy", *several)
@@ -154,7 +159,8 @@ class Contenders:
 
     def _gunicorn(self, name: str, *args: str) -> Contender:
         # Longer than any proxy keeps an idle connection, and longer than any run.
-        server = Server("--keep-alive", "75", *args, "app:app", env={"PYTHONPATH": str(HERE)})
+        command = [*NICE, str(BIN / "gunicorn")]
+        server = Server("--keep-alive", "75", *args, "app:app", command=command, env={"PYTHONPATH": str(HERE)})
         self._stack.enter_context(server)
         self._running[name] = Contender(name, server.port, frozenset([server.pid]))
         return self._running[name]

@@ -47,7 +47,7 @@ class Runs:
     def __init__(self, runs: list[dict[str, Any]]) -> None:
         self._runs: dict[tuple[int, str, str], dict[int, dict[str, Any]]] = {}
         for run in runs:
-            if "errors" not in run:
+            if not run["errors"]:
                 key = run["workers"], run["workload"], run["contender"]
                 self._runs.setdefault(key, {})[run["round"]] = run
 
@@ -79,7 +79,7 @@ def bars(runs: Runs) -> Iterator[dict[str, Any]]:
             "other": other,
             "limit": limit,
             "figure": figure,
-            "met": figure and figure.median <= limit,
+            "met": figure.median <= limit if figure else None,
         }
 
     by_ip, by_header, by_session = STICKY

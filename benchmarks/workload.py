@@ -33,7 +33,7 @@ WORKLOADS = (
         "new connections",
         "new",
         "stock",
-        ("stock", *STICKY, *PROXIES, *NODE),
+        ("stock", "stock again", *STICKY, *PROXIES, *NODE),
         ("stock", *STICKY[:2], *PROXIES, NODE[0]),
         scales=True,
     ),
@@ -41,7 +41,7 @@ WORKLOADS = (
         "keep-alive",
         "keep-alive",
         "stock",
-        ("stock", *STICKY, *PROXIES, *NODE),
+        ("stock", "stock again", *STICKY, *PROXIES, *NODE),
         ("stock", *STICKY),
     ),
     Workload(

@@ -38,5 +38,5 @@ def load(library: Path, port: int, seconds: int, keep_alive: bool, offset: int) 
         command += ["-H", "Connection: close"]
     command.append(f"http://127.0.0.1:{port}/")
     env = os.environ | {"LD_PRELOAD": str(library), "SOURCE_OFFSET": str(offset)}
-    output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
     return dict(json.loads(output.splitlines()[-1]))
