@@ -1,6 +1,6 @@
 """Clients that speak HTTP, Engine.IO and WebSocket with raw sockets, and check every answer.
 
-    python client.py '{"port": 8000, "workload": "new", "rate": 1000, "seconds": 2}'
+    python client.py '{"ports": [8000], "workload": "new", "rate": 1000, "seconds": 2}'
 
 Prints what they have seen, as JSON. With a rate, each request (or Engine.IO session) has its time, and its latency
 counts from then on, also if it has to wait for an earlier one; without a rate, the clients never pause.
@@ -55,7 +55,7 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.bind((source, 0))
-        code = self.socket.connect_ex(("127.0.0.1", load.port))
+        code = self.socket.connect_ex(("127.0.0.1", load.ports[sum(source.encode()) % len(load.ports)]))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, errno.errorcode[code])
         load.epoll.register(self.socket, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
@@ -113,7 +113,7 @@ def is_complete(answer: bytes) -> bool:
 class Load:
     def __init__(
         self,
-        port: int,
+        ports: list[int],
         workload: str,
         seconds: float,
         rate: float | None = None,
@@ -121,7 +121,7 @@ class Load:
         sessions: int | None = None,
         offset: int = 0,
     ) -> None:
-        self.port, self.seconds, self.rate = port, seconds, rate
+        self.ports, self.seconds, self.rate = ports, seconds, rate
         self.clients, self.sessions, self.offset = clients, sessions, offset
         self.session = {
             "new": self.new,

@@ -20,6 +20,8 @@ from harness import BIN, PATIENCE, STICKY, Server, npm_ci  # noqa: E402
 
 #: The client is not to wait for a processor: latencies would be its own.
 NICE = ("nice", "-n", "5")
+#: What stickiness would be if it cost nothing: each client knows its Gunicorn.
+CHOSEN = "N Gunicorns, clients choose"
 NODE = (
     "@socket.io/sticky",
     "sticky-session",
@@ -79,7 +81,8 @@ backend app
 @dataclass(frozen=True)
 class Contender:
     name: str
-    port: int
+    #: Where clients connect to; if there are several, each client always to the same one.
+    ports: tuple[int, ...]
     #: The process sessions that it consists of.
     sessions: frozenset[int]
 
@@ -109,6 +112,8 @@ def _program(folder: Path, *command: str) -> Iterator[int]:
     try:
         yield process.pid
     finally:
+        if process.poll() is not None:
+            print(f"{command[0]} has ended:\n{(folder / 'log').read_text()}")
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
@@ -145,6 +150,8 @@ class Contenders:
         self._gunicorn("sticky by header", *STICKY, "--sticky-proxy", *several)
         self._gunicorn("sticky by session", *STICKY, "--sticky-by", "session", *several)
         singles = [self._gunicorn(f"single {n}", "-k", "gevent", "-w", "1") for n in range(self._workers)]
+        ports, sessions = (server.ports[0] for server in singles), (server.sessions for server in singles)
+        self._running[CHOSEN] = Contender(CHOSEN, tuple(ports), frozenset().union(*sessions))
         self._nginx("nginx + N Gunicorns", singles, "ip_hash;")
         self._nginx("nginx keepalive + N Gunicorns", singles, "ip_hash;", keepalive=True)
         self._nginx("nginx keepalive + stock", [self._running["stock"]], keepalive=True)
@@ -162,17 +169,17 @@ class Contenders:
         command = [*NICE, str(BIN / "gunicorn")]
         server = Server("--keep-alive", "75", *args, "app:app", command=command, env={"PYTHONPATH": str(HERE)})
         self._stack.enter_context(server)
-        self._running[name] = Contender(name, server.port, frozenset([server.pid]))
+        self._running[name] = Contender(name, (server.port,), frozenset([server.pid]))
         return self._running[name]
 
     def _nginx(self, name: str, upstream: Sequence[Contender], *options: str, keepalive: bool = False) -> None:
-        lines = [*options, *(f"server 127.0.0.1:{server.port};" for server in upstream)]
+        lines = [*options, *(f"server 127.0.0.1:{server.ports[0]};" for server in upstream)]
         if keepalive:
             lines.append("keepalive 32;")
         self._proxy(name, upstream, NGINX, lines, ["nginx", "-e", "stderr", "-c"], idle="" if keepalive else "close")
 
     def _haproxy(self, name: str, upstream: Sequence[Contender]) -> None:
-        lines = [f"server s{n} 127.0.0.1:{server.port}" for n, server in enumerate(upstream)]
+        lines = [f"server s{n} 127.0.0.1:{server.ports[0]}" for n, server in enumerate(upstream)]
         self._proxy(name, upstream, HAPROXY, lines, ["haproxy", "-db", "-f"])
 
     def _proxy(
@@ -192,7 +199,7 @@ class Contenders:
     def _program(self, name: str, port: int, upstream: Sequence[Contender], *command: str) -> None:
         session = self._stack.enter_context(_program(self._subfolder(name), *command))
         sessions = frozenset([session]).union(*(server.sessions for server in upstream))
-        self._running[name] = Contender(name, port, sessions)
+        self._running[name] = Contender(name, (port,), sessions)
 
     def _subfolder(self, name: str) -> Path:
         folder = self._folder / name.replace("/", "-").replace(" ", "-")

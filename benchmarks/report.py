@@ -158,17 +158,15 @@ def troubles(entries: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def dispatcher_table(dispatcher: dict[str, Any]) -> Iterator[str]:
-    cases = dispatcher["cases"]
-    yield f"| {' | '.join(cases[0])} |"
-    yield "|---" * len(cases[0]) + "|"
-    for case in cases:
-        yield f"| {' | '.join(cell(value) for value in case.values())} |"
+    names = list(dict.fromkeys(name for case in dispatcher["cases"] for name in case))
+    yield f"| {' | '.join(names)} |".replace("_us", ", µs").replace("_per_s", " a second").replace("_", " ")
+    yield "|---" * len(names) + "|"
+    for case in dispatcher["cases"]:
+        yield f"| {' | '.join(cell(case.get(name, '')) for name in names)} |"
 
 
 def cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {cell(part)}" for name, part in value.items())
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return Spread(**value).text(0 if value["median"] > 1000 else 2) if isinstance(value, dict) else str(value)
 
 
 def plot(runs: Runs, metric: str, title: str, path: Path) -> None:

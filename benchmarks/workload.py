@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from client import MESSAGES
-from contender import NODE
+from contender import CHOSEN, NODE
 
 STICKY = ("sticky by ip", "sticky by header", "sticky by session")
 PROXIES = ("nginx + N Gunicorns", "HAProxy + N Gunicorns")
@@ -60,8 +60,8 @@ WORKLOADS = (
         "Engine.IO polling",
         "polling",
         "stock -w 1",
-        ("stock -w 1", "stock", *STICKY, *PROXIES, *NODE),
-        ("stock -w 1", "sticky by session", PROXIES[0], NODE[0]),
+        ("stock -w 1", "stock", CHOSEN, *STICKY, *PROXIES, *NODE),
+        ("stock -w 1", CHOSEN, "sticky by session", PROXIES[0], NODE[0]),
         requests=2 + 2 * MESSAGES,
         scales=True,
     ),
