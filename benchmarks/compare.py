@@ -33,8 +33,9 @@ from contender import HERE, NODE, Contender, Contenders, cpu_seconds
 from workload import WORKLOADS, Workload, cannot
 
 ROOT = HERE.parent
-#: What the rate is of the baseline's most. Fewer requests at once cost more CPU each, and the client needs some too.
-SHARE = 1 / 3
+#: What the rate is of the baseline's most. Requests that come one by one cost twice the CPU, others cost more than the
+#: baseline, and the client needs some too: all that has to be less than there is.
+SHARE = 0.2
 #: Seconds of a run with as many requests as possible. Many short runs tell more than a few long ones.
 SECONDS = 1
 #: Seconds that a contender may take to boot.
