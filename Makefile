@@ -44,7 +44,7 @@ bench: $(BENCH_READY)
 
 # The same with fewer contenders and shorter runs; writes build/benchmarks.md.
 bench-quick: $(BENCH_READY)
-	$(BIN)/python benchmarks/compare.py --quick
+	$(BIN)/python benchmarks/compare.py --quick $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # The long forms of what the tests do in short.
 soak: $(READY)
