@@ -1,7 +1,7 @@
 """Sticky sessions compared: with stock Gunicorn, with proxies before single-worker Gunicorns, with Node's packages.
 
-All servers run side by side. Round by round, and in an order that is new each time, each is loaded twice: by as much as
-it takes, for requests/s and CPU seconds, and at a rate that is the same for all of them, for latencies. Ratios are
+All servers run side by side. Round by round, and in an order that is new each time, each is loaded twice: at a rate
+that is the same for all of them, for latencies, and by as much as it takes, for requests/s and CPU seconds. Ratios are
 those of two runs of one round.
 
     python compare.py [--quick] [--rounds N] [--seed N] [--output FOLDER]
@@ -124,9 +124,10 @@ class Bench:
         offset = self.random.randrange(ADDRESSES)
         processes = contender.processes()
         start = cpu_seconds(processes)
-        most = self.saturate(workload, contender, offset)
-        middle = cpu_seconds(processes)
+        # First, for whoever has been idle to wake up.
         steady = self.client(workload, contender, self.rate_seconds, rate=rate / workload.requests, offset=offset)
+        middle = cpu_seconds(processes)
+        most = self.saturate(workload, contender, offset)
         end = cpu_seconds(processes)
         errors = most["errors"] | steady["errors"]
         if contender.processes() != processes:
@@ -136,11 +137,11 @@ class Bench:
         return {
             "errors": errors,
             "requests_per_second": most["requests"] / most["seconds"],
-            "cpu": (middle - start) * 10_000 / most["requests"],
+            "cpu": (end - middle) * 10_000 / most["requests"],
             "rate": rate,
             "p50": steady["p50"] * 1e3,
             "p99": steady["p99"] * 1e3,
-            "cpu_at_rate": (end - middle) * 10_000 / steady["requests"],
+            "cpu_at_rate": (middle - start) * 10_000 / steady["requests"],
             "clients": steady["clients"],
             "servers": steady["servers"],
             "moved": steady["moved"],

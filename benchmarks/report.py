@@ -22,6 +22,8 @@ BEGIN, END = "<!-- written by make bench -->", "<!-- until here -->"
 WORKERS = 2
 #: Those with which each request is one of a known client, so that it can be told whether they are sticky.
 KINDS = ("new", "keep-alive")
+#: Columns, and the digits of their figures.
+METRICS = (("cpu", 2), ("cpu_at_rate", 2), ("requests_per_second", 0), ("p50", 2), ("p99", 2))
 MIXED = "behind nginx keepalive"
 
 
@@ -80,6 +82,7 @@ def bars(runs: Runs) -> Iterator[dict[str, Any]]:
             "limit": limit,
             "figure": figure,
             "met": figure.median <= limit if figure else None,
+            "at_rate": runs.ratio("cpu_at_rate", WORKERS, workload, contender, other) if metric == "cpu" else None,
         }
 
     by_ip, by_header, by_session = STICKY
@@ -100,16 +103,20 @@ def bars(runs: Runs) -> Iterator[dict[str, Any]]:
 
 
 def bars_table(judged: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| workload | figure | ratio of | to | limit | median (quartiles) | |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| workload | figure | ratio of | to | limit | median (quartiles) | | at the steady rate |"
+    yield "|---|---|---|---|---|---|---|---|"
     for bar in judged:
         if bar["figure"]:
             verdict = "met" if bar["met"] else "**not met**"
             what = "p99 latency" if bar["metric"] == "p99" else "CPU"
             yield (
                 f"| {bar['workload']} | {what} | {bar['contender']} | {bar['other']} "
-                f"| {bar['limit']:.2f} | {bar['figure'].text()} | {verdict} |"
+                f"| {bar['limit']:.2f} | {bar['figure'].text()} | {verdict} | {text(bar['at_rate'])} |"
             )
+
+
+def text(spread: Spread | None) -> str:
+    return spread.text() if spread else ""
 
 
 def label(name: str) -> str:
@@ -124,17 +131,19 @@ def tables(runs: Runs) -> Iterator[str]:
                 continue
             rate = runs.of(workers, workload.name, names[0])[0]["rate"]
             yield f"### {workload.name}, {workers} worker{'s'[: workers > 1]}\n"
-            yield f"Latencies are those at {rate:,.0f} a second; ratios are to {workload.baseline}.\n"
-            yield "| | CPU seconds per 10 000 | ratio | a second | ratio | p50, ms | p99, ms | ratio | sticky |"
-            yield "|---|---|---|---|---|---|---|---|---|"
+            yield f"The steady rate is {rate:,.0f} a second; ratios are to {workload.baseline}.\n"
+            yield (
+                "| | CPU seconds per 10 000 | ratio | at the steady rate | ratio | a second | ratio "
+                "| p50, ms | p99, ms | ratio | sticky |"
+            )
+            yield "|---" * 11 + "|"
             for name in names:
                 which = (workers, workload.name, name)
                 cells = [label(name)]
-                for metric, digits in (("cpu", 2), ("requests_per_second", 0), ("p50", 2), ("p99", 2)):
+                for metric, digits in METRICS:
                     cells.append(runs.spread(metric, *which).text(digits))
-                    ratio = runs.ratio(metric, *which, workload.baseline)
                     if metric != "p50":
-                        cells.append(ratio.text() if ratio else "")
+                        cells.append(text(runs.ratio(metric, *which, workload.baseline)))
                 cells.append(stickiness(runs.of(*which)) if workload.kind in KINDS else "it works")
                 yield f"| {' | '.join(cells)} |"
             yield ""
@@ -232,7 +241,9 @@ def write(results: dict[str, Any], output: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     runs = Runs(results["runs"])
     judged = list(bars(runs))
-    results["bars"] = [bar | {"figure": bar["figure"] and bar["figure"]._asdict()} for bar in judged]
+    results["bars"] = [
+        {name: value._asdict() if isinstance(value, Spread) else value for name, value in bar.items()} for bar in judged
+    ]
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(runs, "cpu", f"CPU seconds per request, {WORKERS} workers", folder / "cpu.svg")
     plot(runs, "p99", f"p99 latency, {WORKERS} workers", folder / "p99.svg")
