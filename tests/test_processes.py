@@ -94,6 +94,36 @@ def test_connections_sent_to_a_dying_worker_are_served_by_its_successor():
         assert victim["pid"] not in {who["pid"] for who in answers}
 
 
+def test_a_worker_takes_no_connection_before_it_can_serve_it():
+    config = """
+import os, signal
+
+def pre_request(worker, request):
+    if request.path == "/die":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
+        where = slots(server)
+        mine, other = CLIENTS[0], next(client for client in CLIENTS if where[client] != where[CLIENTS[0]])
+        victim = server.who(source=mine)["pid"]
+        stat = Path(f"/proc/{victim}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the worker to wait for connections")
+        os.kill(victim, signal.SIGSTOP)
+        clients = []
+        for path in ["/die", *["/"] * 20]:
+            clients.append(socket.create_connection(("127.0.0.1", server.port), 30, source_address=(mine, 0)))
+            clients[-1].sendall(f"GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+        assert server.who(source=other)["slot"] == where[other]  # accepted last, so all the others have been dispatched
+        os.kill(victim, signal.SIGCONT)
+        assert clients[0].recv(1) == b""
+        for client in clients[1:]:
+            answer = client.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b'"pid": %d,' % victim not in answer
+        for client in clients:
+            client.close()
+
+
 def test_what_a_killed_dispatcher_has_not_accepted_is_served_by_its_successor():
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
         where = slots(server)
