@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,19 @@ def test_connections_sent_to_a_dying_worker_are_served_by_its_successor():
         assert victim["pid"] not in {who["pid"] for who in answers}
 
 
+def queue(server: Server, worker: int, source: str, other: str, paths: Sequence[str]) -> list[socket.socket]:
+    """Stop a worker, and let requests on connections of their own wait for it; `other` is another worker's client."""
+    stat = Path(f"/proc/{worker}/stat")
+    wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the worker to wait for connections")
+    os.kill(worker, signal.SIGSTOP)
+    clients = []
+    for path in paths:
+        clients.append(socket.create_connection(("127.0.0.1", server.port), 30, source_address=(source, 0)))
+        clients[-1].sendall(f"GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+    assert server.get(source=other).status == 200  # accepted last, so all the others have been dispatched
+    return clients
+
+
 def test_a_worker_takes_no_connection_before_it_can_serve_it():
     config = """
 import os, signal
@@ -106,20 +119,27 @@ def pre_request(worker, request):
         where = slots(server)
         mine, other = CLIENTS[0], next(client for client in CLIENTS if where[client] != where[CLIENTS[0]])
         victim = server.who(source=mine)["pid"]
-        stat = Path(f"/proc/{victim}/stat")
-        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the worker to wait for connections")
-        os.kill(victim, signal.SIGSTOP)
-        clients = []
-        for path in ["/die", *["/"] * 20]:
-            clients.append(socket.create_connection(("127.0.0.1", server.port), 30, source_address=(mine, 0)))
-            clients[-1].sendall(f"GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
-        assert server.who(source=other)["slot"] == where[other]  # accepted last, so all the others have been dispatched
+        clients = queue(server, victim, mine, other, ["/die", *["/"] * 20])
         os.kill(victim, signal.SIGCONT)
         assert clients[0].recv(1) == b""
         for client in clients[1:]:
             answer = client.makefile("rb").read()
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert b'"pid": %d,' % victim not in answer
+        for client in clients:
+            client.close()
+
+
+def test_connections_that_are_served_in_a_row_share_no_context():
+    with Server(*STICKY, "-w", "2", "contexts:app") as server:
+        where = {client: int(server.get(source=client).body.split()[0]) for client in CLIENTS}
+        mine, other = CLIENTS[0], next(client for client in CLIENTS if where[client] != where[CLIENTS[0]])
+        clients = queue(server, where[mine], mine, other, ["/"] * 20)
+        os.kill(where[mine], signal.SIGCONT)
+        answers = [client.makefile("rb").read().splitlines()[-1].split() for client in clients]
+        assert {int(pid) for pid, _served, _left in answers} == {where[mine]}
+        assert max(int(served) for _pid, served, _left in answers) > 1  # in a row
+        assert {left for _pid, _served, left in answers} == {b"nothing"}
         for client in clients:
             client.close()
 
