@@ -30,7 +30,7 @@ DIRTY = (*STICKY, "-w", "2", *PATIENT, "--dirty-app", "dirty:Task", "--dirty-wor
 
 
 def works(server: Server) -> None:
-    server.wait_for_log("Dirty arbiter listening")
+    server.wait_for_log(r"Dirty worker \d+ listening", count=2)
     before = server.slots(CLIENTS)
     assert set(before.values()) == {0, 1}
     found = [server.who(source=client) for client in CLIENTS]
@@ -38,6 +38,16 @@ def works(server: Server) -> None:
     assert {who["slot"] for who in found} == {0, 1}
     assert not {who["dirty"] for who in found} & {server.pid, *server.alive("worker")}
     assert server.slots(CLIENTS) == before
+
+
+def reload(server: Server) -> None:
+    old = set(server.alive("worker"))
+    server.send_signal(signal.SIGHUP)
+    wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
+    server.wait_for_log("Booting dispatcher", count=2)
+    wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+    # Gunicorn's dirty arbiter starts two more, and ends as many, with what they have been asked.
+    server.wait_for_log("Dirty worker exited", count=2)
 
 
 def test_dirty_workers_work_for_all_workers(arguments):
@@ -58,11 +68,7 @@ def test_quick_stop(arguments):
 def test_reload(arguments):
     with Server(*DIRTY, **arguments) as server:
         works(server)
-        old = set(server.alive("worker"))
-        server.send_signal(signal.SIGHUP)
-        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
-        server.wait_for_log("Booting dispatcher", count=2)
-        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+        reload(server)
         works(server)
 
 
@@ -75,12 +81,8 @@ def test_a_killed_dirty_arbiter_is_replaced(arguments):
         server.wait_for_log("Spawned dirty arbiter", count=2)
         # Gunicorn's workers know the old one's socket until they are replaced.
         assert (server.alive("worker"), server.alive("dispatcher")) == before
-        old = set(server.alive("worker"))
-        server.send_signal(signal.SIGHUP)
-        wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
-        server.wait_for_log("Booting dispatcher", count=2)
-        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
-        server.wait_for_log("Dirty arbiter listening", count=2)
+        server.wait_for_log(r"Dirty worker \d+ listening", count=4)
+        reload(server)
         works(server)
 
 
