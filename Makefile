@@ -1,8 +1,8 @@
 # What developers do. Every target installs what it needs: Python packages in .venv, programs with apt-get.
 
 PYTHON ?= python3
-# The suite runs on those of them that are present: on the first with the oldest Gunicorn that is supported, and on the
-# others without what does not depend on the version of Python.
+# The suite runs on those of them that are present, on the first with the oldest Gunicorn that is supported; without
+# what depends on neither, and on the others without what does not depend on the version of Python.
 PYTHONS ?= 3.10 3.11 3.12 3.13
 OLDEST := gunicorn==25.1.0
 # The tests mostly wait: more of them than there are processors can run at once.
@@ -70,7 +70,7 @@ build: $(READY)
 	$(BIN)/python -m build --quiet
 
 matrix: programs
-	@set -e; gunicorn=$(OLDEST); tests="not load"; \
+	@set -e; gunicorn=$(OLDEST); tests="not load and not programs"; \
 	for version in $(PYTHONS); do \
 		for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python$$version none; do \
 			! $$python -c 'import ensurepip' 2>/dev/null || break; \
@@ -81,7 +81,7 @@ matrix: programs
 		$$venv/bin/pip install --quiet --upgrade -e '.[test]' $$gunicorn; \
 		echo "Python $$version, $$gunicorn"; \
 		STICKY_REQUESTS=100 $$venv/bin/pytest -q -n $(JOBS) -m "$$tests"; \
-		gunicorn=gunicorn; tests="not load and not features"; \
+		gunicorn=gunicorn; tests="not load and not programs and not features"; \
 	done
 
 clean:

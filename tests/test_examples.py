@@ -18,7 +18,7 @@ import socketio
 from harness import PATIENCE, STICKY, TESTS, Server, addresses, npm_ci, wait_for
 from requests.adapters import HTTPAdapter
 
-pytestmark = pytest.mark.features
+pytestmark = pytest.mark.programs
 
 EXAMPLES = TESTS.parent / "examples"
 BROWSER = TESTS / "browser"

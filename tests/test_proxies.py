@@ -24,7 +24,7 @@ from test_socketio import JAVASCRIPT, MODES, node_modules  # noqa: F401  (a fixt
 from gunicorn_sticky.head import Incomplete
 from gunicorn_sticky.proxy import parse
 
-pytestmark = pytest.mark.features
+pytestmark = pytest.mark.programs
 
 PAGES = TESTS.parent / "docs" / "proxies"
 CLIENTS = addresses(200)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from harness import STICKY, TESTS, Response, Server, addresses, npm_ci, request, wait_for
 
-pytestmark = pytest.mark.features
+pytestmark = pytest.mark.programs
 
 CLIENTS = TESTS / "clients"
 PYTHON = [sys.executable, str(CLIENTS / "client.py")]
