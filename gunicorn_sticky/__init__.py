@@ -9,13 +9,19 @@ from . import _startup
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .connection import Connection as Connection
+    from .manager import ClusterManager as ClusterManager
     from .session import session_id as session_id
     from .worker import GeventStickyWorker as GeventStickyWorker
 
-__all__ = ["Connection", "GeventStickyWorker", "__version__", "session_id"]
+__all__ = ["ClusterManager", "Connection", "GeventStickyWorker", "__version__", "session_id"]
 __version__ = "0.1.0"
 
-_HOMES = {"Connection": "connection", "GeventStickyWorker": "worker", "session_id": "session"}
+_HOMES = {
+    "ClusterManager": "manager",
+    "Connection": "connection",
+    "GeventStickyWorker": "worker",
+    "session_id": "session",
+}
 
 _startup.install()
 

@@ -106,6 +106,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def __init__(self, app: Any) -> None:
         # Imported here: they need Linux.
         from .channel import Channel
+        from .cluster import Cluster
         from .upgrade import VARIABLE, Legacy
 
         legacy = Legacy.received(os.environ.pop(VARIABLE, None))
@@ -118,6 +119,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
         self._returns = legacy.returns if legacy else Channel()
         self._board = legacy.board if legacy else Board()
+        self._cluster = legacy.cluster if legacy else Cluster()
+        self._cluster_socket = legacy.cluster_socket if legacy else None
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._dispatcher: _Process | None = None
@@ -150,16 +153,43 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.cfg.worker_class_str,
             )
             self.worker_class = before
+        if before:
+            try:
+                self._open_cluster_socket()
+            except OSError as error:
+                self.log.error("Invalid sticky_cluster_socket: %s", error)
 
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
         super().start()
-        if settings.affinity(self.cfg).by == "ip" and any(
-            listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
-        ):
+        try:
+            if settings.affinity(self.cfg).by == "ip" and any(
+                listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
+            ):
+                raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
+            try:
+                self._open_cluster_socket()
+            except OSError as error:
+                raise Refused(f"Invalid sticky_cluster_socket: {error}") from None
+        except Refused:
             if self.pidfile is not None:
                 self.pidfile.unlink()
-            raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
+            raise
+
+    def _open_cluster_socket(self) -> None:
+        """Have the socket that the configuration asks for.
+
+        Raises:
+            OSError: it cannot be opened; then all stays as it is
+        """
+        from .cluster_socket import ClusterSocket
+
+        path, before = self.cfg.sticky_cluster_socket, self._cluster_socket
+        if path == (before and before.path):
+            return
+        self._cluster_socket = ClusterSocket(path, uid=self.cfg.uid, gid=self.cfg.gid) if path else None
+        if before:
+            before.remove()
 
     # --- workers in slots ---
 
@@ -198,6 +228,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             channel=self._channels[slot],
             own_channel=self._seat_channels[number] if self._by_session() else None,
             returns=self._returns,
+            cluster=self._cluster,
+            cluster_socket=self._cluster_socket,
             leave=functools.partial(self._leave, slot, number),
         )
         self._board.take(number, owner, self.worker_age + 1)
@@ -461,6 +493,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for process in self._retired:
             self._kill(process, signal.SIGKILL)
         self._reap_dispatchers()
+        if self._cluster_socket and self.reexec_pid == self.master_pid == 0:
+            self._cluster_socket.remove()
 
     def reexec(self) -> None:
         """Start a new master, which inherits what both have to know of each other."""
@@ -477,6 +511,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
             returns=self._returns,
             seat_channels=self._seat_channels,
+            cluster=self._cluster,
+            cluster_socket=self._cluster_socket,
         )
         with legacy.inheritable() as text:
             self.cfg.env_orig[VARIABLE] = text

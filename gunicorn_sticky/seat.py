@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from .board import Board
 
 if TYPE_CHECKING:
-    from .channel import Channel  # which needs Linux
+    # They need Linux.
+    from .channel import Channel
+    from .cluster import Cluster
+    from .cluster_socket import ClusterSocket
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Seat:
     own_channel: Channel | None
     #: For connections whose next request belongs to another slot.
     returns: Channel
+    #: By which the workers hear each other, and the socket where other programs join, if there is one.
+    cluster: Cluster
+    cluster_socket: ClusterSocket | None
     #: Closes, in the worker's process, what it has inherited and must not keep.
     leave: Callable[[], None]
 

@@ -119,6 +119,11 @@ def _validate_ipv6_prefix(val: Any) -> int:
     return int(val)
 
 
+def _validate_path(val: Any) -> str | None:
+    val = validate_string(val)
+    return os.path.abspath(val.removeprefix("unix:")) if val else None
+
+
 class _Grouped:
     """Shows a setting under its section's title in --help."""
 
@@ -317,6 +322,21 @@ class StickyTrustedProxies(_Grouped, Setting):  # type: ignore[misc]
         one of them, and everybody else is routed by the peer's address. All are
         trusted by default because affinity is not authentication: the key only
         picks a worker, and never becomes ``REMOTE_ADDR``.
+        """
+
+
+class StickyClusterSocket(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_cluster_socket"
+    cli = ("--sticky-cluster-socket",)
+    meta = "PATH"
+    validator = _validate_path
+    default = None
+    desc = """\
+        A Unix socket by which other programs emit to Socket.IO clients.
+
+        They do so with ``gunicorn_sticky.ClusterManager(PATH, write_only=True)``,
+        as the user that the workers run as (:ref:`user`). The workers themselves
+        need no socket to hear each other.
         """
 
 

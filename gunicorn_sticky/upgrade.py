@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from . import __version__
 from .board import Board
 from .channel import Channel
+from .cluster import Cluster
+from .cluster_socket import ClusterSocket
 
 #: The environment variable.
 VARIABLE = "GUNICORN_STICKY_MASTER"
@@ -28,16 +30,25 @@ class Legacy:
     returns: Channel
     #: By session, what leads to the old master's workers.
     seat_channels: list[Channel]
+    cluster: Cluster
+    cluster_socket: ClusterSocket | None
 
     @contextlib.contextmanager
     def inheritable(self) -> Iterator[str]:
         """Let a program that is executed now inherit the descriptors, and return the variable's value for it."""
         ends = [channel.filenos() for channel in (self.returns, *self.seat_channels)]
-        fds = [self.board.fd, *(fd for pair in ends for fd in pair)]
+        fds = [self.board.fd, *self.cluster.fds(), *(fd for pair in ends for fd in pair)]
+        entrance = None
+        if self.cluster_socket:
+            entrance = self.cluster_socket.path, self.cluster_socket.fileno()
+            fds.append(entrance[1])
         for fd in fds:
             os.set_inheritable(fd, True)
+        board = self.board.fd, self.board.half
         try:
-            yield json.dumps([__version__, self.secret.hex(), self.board.fd, self.board.half, self.owner, ends])
+            yield json.dumps(
+                [__version__, fds, self.secret.hex(), board, self.owner, ends, self.cluster.fds(), entrance]
+            )
         finally:
             for fd in fds:
                 os.set_inheritable(fd, False)
@@ -47,12 +58,21 @@ class Legacy:
         """Return what this master was given, if it was started by one of the same version."""
         if not text:
             return None
-        version, secret, fd, half, owner, ends = json.loads(text)
+        version, *legacy = json.loads(text)
         if version != __version__:
             return None
-        for number in (fd, *(number for pair in ends for number in pair)):
-            os.set_inheritable(number, False)
+        fds, secret, (board_fd, half), owner, ends, (rings, doorbell), entrance = legacy
+        for fd in fds:
+            os.set_inheritable(fd, False)
         returns, *seat_channels = [Channel.inherited(*pair) for pair in ends]
-        board = Board(fd, 1 - half)
+        board = Board(board_fd, 1 - half)
         board.clear()
-        return cls(bytes.fromhex(secret), board, owner, returns, seat_channels)
+        return cls(
+            secret=bytes.fromhex(secret),
+            board=board,
+            owner=owner,
+            returns=returns,
+            seat_channels=seat_channels,
+            cluster=Cluster((rings, doorbell)),
+            cluster_socket=ClusterSocket(*entrance) if entrance else None,
+        )

@@ -17,7 +17,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
-from . import _startup, session, settings
+from . import _startup, cluster, session, settings
 from .affinity import Missing, reader
 from .board import RUNNING
 from .config import CachedConfig
@@ -154,8 +154,15 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
                 own_engineio_ids()
             if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
                 RequestParser.mesg_class = request_class(self._served.get, self._before_request, self._after_request)
+            cluster.home = self._seat.cluster, self.log
         use_simple_websocket()
         super().init_process()
+
+    def run(self) -> None:
+        """Serve, and hear the other workers (`gunicorn.workers.ggevent.GeventWorker.run`)."""
+        if self._seat and self._seat.cluster_socket:
+            self._seat.cluster_socket.serve(self._seat.cluster)
+        super().run()
 
     def patch(self) -> None:
         """Patch the standard library, but not our inbox."""

@@ -224,7 +224,7 @@ def test_code_reload_survives_a_syntax_error(tmp_path: Path):
     with Server(*STICKY, "-w", "2", *args, "changing:app") as server:
         before = spread(server)
         module.write_text("this is no Python\n")
-        # From both: a worker that has read one text and sees the next when it first looks at the file notices no change.
+        # From both: who has read one text, and finds the next when it first looks at the file, notices no change.
         wait_for(lambda: {server.get(source=client).status for client in CLIENTS} == {500}, "the error")
         module.write_text("from process import app  # again\n")
         wait_for(lambda: {server.get(source=client).status for client in CLIENTS} == {200}, "the application")

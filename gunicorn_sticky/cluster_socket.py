@@ -1,0 +1,134 @@
+"""The socket by which other programs of the same user join a cluster: a worker sends them its descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from typing import Any
+
+from gevent.monkey import get_original
+from gevent.server import StreamServer
+
+from . import __version__
+from .cluster import Cluster
+
+#: Seconds that a program waits for a worker that lets it join.
+PATIENCE = 5.0
+_GREETING = f"gunicorn_sticky {__version__}".encode()
+# Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced the class.
+_socket: Any = get_original("socket", "socket")
+
+
+class ClusterSocket:
+    """The listening socket.
+
+    Args:
+        path: where it is
+        fd: of a socket that is there already; else a new one is made, for one user only
+
+    Raises:
+        OSError: there is something else at `path`, or nothing can be
+    """
+
+    def __init__(self, path: str, fd: int | None = None, uid: int = -1, gid: int = -1) -> None:
+        self.path = path
+        self._socket = _socket(socket.AF_UNIX, fileno=fd)
+        if fd is not None:
+            return
+        try:
+            os.fchmod(self._socket.fileno(), 0o600)  # before there is a path to it
+            if _is_stale(path):
+                os.unlink(path)
+            self._socket.bind(path)
+            if os.geteuid() == 0:
+                os.chown(path, uid, gid)
+            self._socket.listen()
+            self._socket.setblocking(False)
+        except OSError as error:
+            self._socket.close()
+            raise OSError(error.errno, error.strerror or str(error), path) from None
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return int(self._socket.fileno())
+
+    def remove(self) -> None:
+        """Close the socket and remove it from where it is."""
+        self._socket.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def serve(self, cluster: Cluster) -> None:
+        """Let programs join, in greenlets of this process, for as long as it lives."""
+
+        def admit(client: Any, address: Any) -> None:
+            # The end of the connection tells the program to ask again, another worker or another server.
+            with contextlib.suppress(OSError):
+                socket.send_fds(client, [_GREETING], cluster.fds())
+                client.recv(1)
+
+        StreamServer(self._socket, admit).start()
+
+
+def _is_stale(path: str) -> bool:
+    """Tell whether a path is that of a socket that its server has left behind."""
+    with _socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+    return False
+
+
+class Member:
+    """A program that joins the cluster of the server whose socket is at `path`, as soon as it has something to tell."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._joined: tuple[Cluster, socket.socket] | None = None
+
+    def tell(self, message: bytes) -> None:
+        """Let all workers have a message.
+
+        Raises:
+            ConnectionError: there is no such server, or not for this user, or it has another version
+            ValueError: the message is too long
+        """
+        with self._lock:
+            if self._joined and _is_over(self._joined[1]):
+                for part in self._joined:
+                    part.close()
+                self._joined = None
+            if not self._joined:
+                self._joined = self._join()
+            self._joined[0].tell(message)
+
+    def _join(self) -> tuple[Cluster, socket.socket]:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(PATIENCE)
+            connection.connect(self._path)
+            greeting, fds, _, _ = socket.recv_fds(connection, 100, 2, socket.MSG_CMSG_CLOEXEC)
+            if greeting != _GREETING or len(fds) != 2:
+                for fd in fds:
+                    os.close(fd)
+                raise ConnectionError(f"{greeting.decode(errors='replace') or 'nobody'} is there")
+            connection.setblocking(False)
+            return Cluster((fds[0], fds[1])), connection
+        except OSError as error:
+            connection.close()
+            raise ConnectionError(f"{_GREETING.decode()} cannot join the server at {self._path}: {error}") from error
+
+
+def _is_over(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
