@@ -161,20 +161,17 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
-        super().start()
         try:
-            if settings.affinity(self.cfg).by == "ip" and any(
-                listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
-            ):
-                raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
-            try:
-                self._open_cluster_socket()
-            except OSError as error:
-                raise Refused(f"Invalid sticky_cluster_socket: {error}") from None
-        except Refused:
+            self._open_cluster_socket()
+        except OSError as error:
+            raise Refused(f"Invalid sticky_cluster_socket: {error}") from None
+        super().start()
+        if settings.affinity(self.cfg).by == "ip" and any(
+            listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
+        ):
             if self.pidfile is not None:
                 self.pidfile.unlink()
-            raise
+            raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
 
     def _open_cluster_socket(self) -> None:
         """Have the socket that the configuration asks for.
@@ -185,6 +182,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         from .cluster_socket import ClusterSocket
 
         path, before = self.cfg.sticky_cluster_socket, self._cluster_socket
+        path = path and os.path.abspath(path)
         if path == (before and before.path):
             return
         self._cluster_socket = ClusterSocket(path, uid=self.cfg.uid, gid=self.cfg.gid) if path else None

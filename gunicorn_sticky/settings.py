@@ -121,7 +121,7 @@ def _validate_ipv6_prefix(val: Any) -> int:
 
 def _validate_path(val: Any) -> str | None:
     val = validate_string(val)
-    return os.path.abspath(val.removeprefix("unix:")) if val else None
+    return val.removeprefix("unix:") if val else None
 
 
 class _Grouped:

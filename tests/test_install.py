@@ -30,6 +30,7 @@ OPTIONS = (
     "--sticky-session-keys",
     "--sticky-balance",
     "--sticky-cookie",
+    "--sticky-cluster-socket",
     "--sticky-trusted-proxies",
 )
 #: The programs that need no start-up hook.

@@ -96,6 +96,7 @@ def test_defaults(tmp_path):
     assert shown == {
         "sticky_balance": "least-connections",
         "sticky_by": "ip",
+        "sticky_cluster_socket": "None",
         "sticky_cookie": "gunicorn_sticky",
         "sticky_header": "x-forwarded-for",
         "sticky_header_timeout": "10",
@@ -114,6 +115,7 @@ def test_good_values_on_the_command_line(tmp_path):
     switches = ["--sticky-proxy", "--sticky-ignore-missing-header", "--sticky-sync"]
     names = ["--sticky-by=header", "--sticky-header=CF-Connecting-IP", "--sticky-sync-event=ready: go"]
     numbers = ["--sticky-header-timeout=1", "--sticky-sync-timeout=3600", "--sticky-ipv6-prefix=128"]
+    names.append("--sticky-cluster-socket=unix:/run/a.sock")
     lists = ["--sticky-session-keys=query:s.d, header:Mcp-Session-Id,cookie:sid"]
     lists += ["--sticky-trusted-proxies=10.0.0.0/8, ::1", "--sticky-balance=round-robin", "--sticky-cookie=__Host-w"]
     shown = print_config(*switches, *names, *numbers, *lists, folder=tmp_path)
@@ -121,6 +123,7 @@ def test_good_values_on_the_command_line(tmp_path):
     assert shown == {
         "sticky_balance": "round-robin",
         "sticky_by": "header",
+        "sticky_cluster_socket": "/run/a.sock",
         "sticky_cookie": "__Host-w",
         "sticky_header": "cf-connecting-ip",
         "sticky_header_timeout": "1",
@@ -139,6 +142,7 @@ def test_good_values_in_the_config_file(tmp_path):
     config = """
 sticky_balance = "hash"
 sticky_by = "session"
+sticky_cluster_socket = "a.sock"
 sticky_cookie = "w"
 sticky_header = "Forwarded"
 sticky_header_timeout = 2
@@ -155,6 +159,7 @@ def sticky_connection(worker, connection):
     assert print_config(config=config, folder=tmp_path) == {
         "sticky_balance": "hash",
         "sticky_by": "session",
+        "sticky_cluster_socket": "a.sock",
         "sticky_cookie": "w",
         "sticky_connection": "<sticky_connection()>",
         "sticky_header": "forwarded",
@@ -216,6 +221,7 @@ def test_bad_value_on_the_command_line(name, value):
         ("sticky_by", 1),
         ("sticky_by", None),
         ("sticky_balance", None),
+        ("sticky_cluster_socket", 1),
         ("sticky_cookie", None),
         ("sticky_header", None),
         ("sticky_header", b"x-client"),
