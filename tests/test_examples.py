@@ -115,19 +115,15 @@ def chat() -> Iterator[Server]:
         yield server
 
 
-def slot_of(server: Server, source: str) -> int:
-    return int(json.loads(server.get("/where", source=source).body)["slot"])
-
-
 class Guest:
     """Someone in the chat."""
 
-    def __init__(self, stack: ExitStack, server: Server, source: str, transports: list[str]) -> None:
+    def __init__(self, stack: ExitStack, server: Server, transports: list[str]) -> None:
         self.rosters: dict[int, Any] = {}
         self.heard: list[str] = []
         self.slot: int | None = None
         self.client = stack.enter_context(
-            client(server, source, transports, welcome=self._welcome, roster=self._roster, said=self._said)
+            client(server, "127.0.0.1", transports, welcome=self._welcome, roster=self._roster, said=self._said)
         )
 
     def _welcome(self, welcome: dict[str, Any]) -> None:
@@ -145,35 +141,25 @@ class Guest:
 
 
 def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
-    by_slot: dict[int, list[str]] = {}
-    for source in addresses(200):
-        found = by_slot.setdefault(slot_of(chat, source), [])
-        if len(found) < 3:
-            found.append(source)
-        if len(by_slot) == WORKERS and all(len(sources) == 3 for sources in by_slot.values()):
-            break
-    assert sorted(by_slot) == list(range(WORKERS))
     with ExitStack() as stack:
         guests = []
-        for slot, sources in by_slot.items():
-            for source, transports in zip(sources, (["polling"], ["websocket"], ["polling", "websocket"]), strict=True):
-                guests.append(guest := Guest(stack, chat, source, transports))
-                wait_for(lambda guest=guest: guest.slot is not None, "the welcome")
-                assert guest.slot == slot
+        for transports in (["polling"], ["websocket"], ["polling", "websocket"]) * WORKERS:
+            guests.append(guest := Guest(stack, chat, transports))
+            wait_for(lambda guest=guest: guest.slot is not None, "the welcome")
+        assert {guest.slot for guest in guests} == set(range(WORKERS))
         for guest in guests:
             guest.wait_for_all_workers()
         texts = [f"text {n}" for n in range(len(guests))]
         for guest, text in zip(guests, texts, strict=True):
             guest.client.emit("say", text)
+        bots = {member["id"]: slot for slot, r in guests[0].rosters.items() for member in r["members"] if member["bot"]}
+        assert len(bots) == WORKERS
+        answers = [f"Heard you on slot {slot}, " for slot in bots.values()]
         for guest in guests:
             wait_for(lambda guest=guest: set(texts) <= set(guest.heard), f"all texts at slot {guest.slot}")
             assert sum(text in texts for text in guest.heard) == len(texts)
-            # The bots of all workers answer.
             wait_for(
-                lambda guest=guest: all(
-                    any(text.startswith(f"Heard you on slot {slot}, ") for text in guest.heard)
-                    for slot in range(WORKERS)
-                ),
+                lambda guest=guest: all(any(text.startswith(answer) for text in guest.heard) for answer in answers),
                 "an answer of each bot",
             )
         everybody = [member for roster in guests[0].rosters.values() for member in roster["members"]]
@@ -186,40 +172,24 @@ def playwright() -> None:
 
 
 @pytest.mark.usefixtures("playwright")
-def test_chat_in_a_browser(chat: Server) -> None:
-    mine = slot_of(chat, "127.0.0.1")
-    source, other = next((source, slot) for source in addresses(200) if (slot := slot_of(chat, source)) != mine)
-    with ExitStack() as stack:
-        guest = Guest(stack, chat, source, ["polling"])
-        guest.wait_for_all_workers()
-        browser = subprocess.Popen(
-            [
-                "node",
-                str(BROWSER / "chat.mjs"),
-                f"http://127.0.0.1:{chat.port}",
-                "Hello from a browser",
-                "Hello browser",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with browser:
-            try:
-                wait_for(lambda: "Hello from a browser" in guest.heard or browser.poll() is not None, "the browser")
-                guest.client.emit("say", "Hello browser")
-                output, _ = browser.communicate(timeout=PATIENCE)
-            finally:
-                browser.terminate()  # playwright closes the browser
-        assert browser.returncode == 0
+def test_two_browser_windows_on_different_workers_chat(chat: Server) -> None:
+    command = ["node", str(BROWSER / "chat.mjs"), f"http://127.0.0.1:{chat.port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as browser:
+        try:
+            output, _ = browser.communicate(timeout=2 * PATIENCE)
+        finally:
+            browser.terminate()  # playwright closes the browser
+    assert browser.returncode == 0
     shown = json.loads(output)
     assert shown.pop("process").startswith("process ")
+    one, other = shown.pop("slots")
+    assert one != other
     assert shown == {
-        "slot": f"slot {mine}",
-        "badge": f"slot {mine}",
-        "replyBadge": f"slot {other}",
+        "asked": [one, one],
+        "answered": [other, other],
         "workers": [f"slot {slot}" for slot in range(WORKERS)],
-        "here": [f"slot {mine}"],
-        "answers": f"24 requests, answered by 1 worker: slot {mine}",
+        "here": [one],
+        "answers": f"24 requests, answered by 1 worker: {one}",
         "errors": [],
     }
 

@@ -1,7 +1,4 @@
-"""A chat over Socket.IO that runs on several workers.
-
-With a Redis server: ``REDIS_URL=redis://localhost:6379 gunicorn chat:app``. Without one, and with company: demo.py.
-"""
+"""A chat over Socket.IO that runs on several workers: ``gunicorn chat:app``, or with company: ``python demo.py``."""
 
 import json
 import os
@@ -10,12 +7,13 @@ from pathlib import Path
 
 import socketio
 
+import gunicorn_sticky
+
 STATIC = Path(__file__).parent / "static"
 WORKER = {"slot": int(os.environ.get("GUNICORN_STICKY_SLOT", 0)), "pid": os.getpid()}
 
 # Each worker knows its own clients only. The client manager is what takes a broadcast to the clients of the others.
-manager = socketio.RedisManager(os.environ.get("REDIS_URL", "redis://localhost:6379"))
-sio = socketio.Server(async_mode="gevent", client_manager=manager)
+sio = socketio.Server(async_mode="gevent", client_manager=gunicorn_sticky.ClusterManager())
 
 #: This worker's clients, by session id.
 members = {}

@@ -1,7 +1,6 @@
 """Starts the chat with all that it needs on one machine: ``python demo.py [gunicorn's options]``.
 
-PORT chooses the port. Without REDIS_URL, a stand-in for Redis runs in this process. One bot per worker, each with an
-address of its own, makes up for the visitors that a single machine does not have.
+PORT chooses the port. A few bots make up for the visitors that a single machine does not have.
 """
 
 import itertools
@@ -14,34 +13,25 @@ import threading
 import time
 from pathlib import Path
 
-import fakeredis
 import requests
 import socketio
-from requests.adapters import HTTPAdapter
 
 HERE = Path(__file__).parent
+BOTS = 4
 LINES = (
-    "I come from {key}, and all my requests reach slot {slot}.",
+    "Everybody here comes from {key}. My session id tells that I belong to slot {slot}.",
     "I only use long polling. Each request is a new connection, and all of them find process {pid}.",
-    "If you stop me with “kill -9 {pid}”, I come back on slot {slot}, in a new process.",
+    "If you stop me with “kill -9 {pid}”, I come back at once, on whichever slot has the fewest clients.",
 )
-
-
-class SourceAddress(HTTPAdapter):
-    """Connects from an address of our choice; on Linux all of 127.0.0.0/8 belongs to this machine."""
-
-    def __init__(self, address):
-        self._address = address
-        super().__init__()
-
-    def init_poolmanager(self, *args, **kwargs):
-        super().init_poolmanager(*args, source_address=(self._address, 0), **kwargs)
 
 
 class Bot:
     """A participant that says a line from time to time and answers people."""
 
-    def __init__(self, url, session, number):
+    def __init__(self, url, number):
+        session = requests.Session()
+        session.trust_env = False  # no proxy from the environment
+        session.headers["Connection"] = "close"  # each request is a new connection
         self._number = number
         self._me = {}
         self._lines = itertools.cycle(LINES[number % len(LINES) :] + LINES[: number % len(LINES)])
@@ -66,30 +56,12 @@ class Bot:
 
 
 def run_bots(url):
-    bots = {}
-    for n in range(1, 41):  # 40 addresses find every worker
-        session = requests.Session()
-        session.trust_env = False  # no proxy from the environment
-        session.headers["Connection"] = "close"  # each request is a new connection
-        session.mount("http://", SourceAddress(f"127.0.{n}.1"))
-        try:
-            slot = session.get(f"{url}/where").json()["slot"]
-        except requests.ConnectionError:
-            return  # stopped already
-        if slot not in bots:
-            bots[slot] = session
-    bots = [Bot(url, session, slot) for slot, session in sorted(bots.items())]
+    bots = [Bot(url, number) for number in range(BOTS)]
     print(f"\n  The chat is at {url} (stop it with Ctrl-C)\n", flush=True)
     while True:
         for bot in bots:
             bot.talk()
             time.sleep(5)
-
-
-def start_redis():
-    server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"redis://127.0.0.1:{server.server_address[1]}"
 
 
 def main():
@@ -100,7 +72,6 @@ def main():
     except OSError as error:
         sys.exit(f"Cannot listen on port {port} ({os.strerror(error.errno)}). Choose another one: PORT={port + 1}")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    environment = os.environ | {"REDIS_URL": os.environ.get("REDIS_URL") or start_redis()}
 
     # SIGTERM ends it in the same way as Ctrl-C, which a shell may have told background jobs to ignore.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -108,7 +79,6 @@ def main():
     server = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", *sys.argv[1:], "chat:app"],
         cwd=HERE,
-        env=environment,
         pass_fds=[listener.fileno()],
         start_new_session=True,  # Ctrl-C is for this process only: gunicorn's workers would get it twice
     )

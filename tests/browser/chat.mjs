@@ -1,13 +1,16 @@
-// Opens the chat example in Chromium: node chat.mjs URL TEXT ANSWER
-// Says TEXT, waits until the page shows it and then ANSWER, and prints what the page showed as JSON.
+// Opens the chat example in windows of Chromium, until two of them are on different workers: node chat.mjs URL
+// Lets them talk to each other, and prints what they showed as JSON.
 import { chromium } from "playwright-core";
 import { launch } from "./launch.mjs";
 
-const [url, text, answer] = process.argv.slice(2);
+const [url] = process.argv.slice(2);
 const browser = await chromium.launch(launch);
-try {
-  const page = await browser.newPage();
-  const errors = [];
+const errors = [];
+
+/** Open a window. */
+async function visit() {
+  const context = await browser.newContext();
+  const page = await context.newPage();
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) errors.push(message.text());
   });
@@ -15,27 +18,38 @@ try {
   page.on("response", (response) => {
     if (response.status() >= 400) errors.push(`${response.status()} ${response.url()}`);
   });
-
   await page.goto(url);
   await page.locator("#state", { hasText: "connected by WebSocket" }).waitFor();
   await page.locator("#me").waitFor();
-  await page.fill("#text", text);
-  await page.click("#composer button");
-  await page.locator(".message.mine .what", { hasText: text }).waitFor();
-  const reply = page.locator(".message:not(.mine)", { hasText: answer });
-  await reply.waitFor();
-  await page.locator(".worker").nth(3).waitFor();
-  await page.click("#ask");
-  await page.locator("#answers span").waitFor();
+  return { page, slot: await page.textContent("#slot") };
+}
 
+/** Say something in a window, and return the slot that each of the windows shows with it. */
+async function say(speaker, listener, text) {
+  await speaker.page.fill("#text", text);
+  await speaker.page.click("#composer button");
+  const mine = speaker.page.locator(".message.mine", { hasText: text });
+  const theirs = listener.page.locator(".message:not(.mine)", { hasText: text });
+  return [await mine.locator(".badge").textContent(), await theirs.locator(".badge").textContent()];
+}
+
+try {
+  const one = await visit();
+  let other = await visit();
+  for (let windows = 2; other.slot === one.slot && windows < 10; windows++) other = await visit();
+  const asked = await say(one, other, "Hello from one window");
+  const answered = await say(other, one, "Hello from the other");
+  await one.page.locator(".worker").nth(3).waitFor();
+  await one.page.click("#ask");
+  await one.page.locator("#answers span").waitFor();
   const shown = {
-    slot: await page.textContent("#slot"),
-    process: await page.textContent("#pid"),
-    badge: await page.locator(".message.mine .badge").first().textContent(),
-    replyBadge: await reply.first().locator(".badge").textContent(),
-    workers: await page.locator(".worker .badge").allTextContents(),
-    here: await page.locator(".worker.here .badge").allTextContents(),
-    answers: await page.textContent("#answers span"),
+    slots: [one.slot, other.slot],
+    asked,
+    answered,
+    process: await one.page.textContent("#pid"),
+    workers: await one.page.locator(".worker .badge").allTextContents(),
+    here: await one.page.locator(".worker.here .badge").allTextContents(),
+    answers: await one.page.textContent("#answers span"),
     errors,
   };
   console.log(JSON.stringify(shown));

@@ -62,7 +62,7 @@ socket.on("welcome", (welcome) => {
 
 $("name").addEventListener("change", () => {
   localStorage.setItem("name", $("name").value);
-  socket.disconnect().connect(); // a new session, on the same worker
+  socket.disconnect().connect(); // a new session, maybe on another worker
 });
 
 // --- messages ---
@@ -125,7 +125,8 @@ $("ask").addEventListener("click", async () => {
   const slots = new Set();
   try {
     for (let n = 0; n < 24; n++) {
-      const { slot } = await (await fetch("/where", { cache: "no-store" })).json();
+      // The session id, where Socket.IO's own requests have it, leads them to the worker.
+      const { slot } = await (await fetch(`/where?sid=${socket.io.engine.id}`, { cache: "no-store" })).json();
       slots.add(slot);
       answers.append(paint(make("i"), slot));
     }
