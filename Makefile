@@ -6,7 +6,7 @@ PYTHON ?= python3
 PYTHONS ?= 3.10 3.11 3.12 3.13
 OLDEST := gunicorn==25.1.0
 # The tests mostly wait: more of them than there are processors can run at once.
-JOBS ?= 4
+JOBS ?= 6
 # But a server under load needs much of a processor.
 LOADS ?= 3
 

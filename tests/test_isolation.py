@@ -13,7 +13,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from harness import BIN, STICKY, Server, addresses, wait_for
+
+pytestmark = pytest.mark.features
 
 CLIENTS = addresses(12)
 #: Everything that reads from a descriptor, or takes one.

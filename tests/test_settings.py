@@ -17,6 +17,8 @@ import pytest
 from gunicorn.config import Config
 from harness import APPS, BIN, PATIENCE, STICKY, Response, Server, clean_env, wait_for
 
+pytestmark = pytest.mark.features
+
 FORWARDED = {"X-Forwarded-For": "203.0.113.7"}
 #: Takes a listening socket, as systemd would hand one over: its address, then gunicorn's arguments.
 INHERIT = """

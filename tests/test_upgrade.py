@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from harness import BIN, STICKY, Server, addresses, wait_for
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(24)
 BY_SESSION = ("--sticky-by", "session", "--sticky-session-keys", "query:session_id", "sessions:app")
 

@@ -12,6 +12,8 @@ from harness import BIN, STICKY, Server, wait_for
 
 from gunicorn_sticky import settings
 
+pytestmark = pytest.mark.features
+
 LINE = r"Number of workers not given: (\d+), one per CPU"
 ONE_CPU = ("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), str(BIN / "gunicorn"))
 
