@@ -20,7 +20,7 @@ FUZZ_SECONDS ?= 4
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test lint check demo bench bench-quick soak fuzz fuzz-quick faults build matrix clean programs
+.PHONY: test lint check demo bench bench-quick bench-broadcast soak fuzz fuzz-quick faults build matrix clean programs
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) -m "not load"
@@ -45,6 +45,10 @@ bench: $(BENCH_READY)
 # The same with fewer contenders and shorter runs; writes build/benchmarks.md.
 bench-quick: $(BENCH_READY)
 	$(BIN)/python benchmarks/compare.py --quick $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# Whether broadcasts between workers are as fast as promised, and faster than through Redis.
+bench-broadcast: $(BENCH_READY)
+	$(BIN)/python benchmarks/broadcast.py $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # The long forms of what the tests do in short.
 soak: $(READY)
