@@ -75,11 +75,11 @@ class Client:
         """Return how many times it has heard an event."""
         return sum(name == event for name, *_ in self.heard)
 
-    def wait_for(self, event: str, count: int = 1) -> None:
+    def wait_for(self, event: str, count: int = 1, timeout: float = PATIENCE) -> None:
         """Wait until it has heard an event so many times."""
-        wait_for(lambda: self.count(event) >= count, f"{event!r} to be heard {count} times")
+        wait_for(lambda: self.count(event) >= count, f"{event!r} to be heard {count} times", timeout)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # the server may be gone
-            self._client.shutdown()
+            self._client.eio.disconnect(abort=True)  # which does not wait for a poll to end
         self._session.close()

@@ -18,10 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from sio_client import Client  # noqa: E402
 
+#: Seconds that all of it may take, beside other tests.
+PATIENCE = 120.0
+
 port, websockets, pollers, ends = map(int, sys.argv[1:])
 transports = ["websocket"] * websockets + ["polling"] * pollers
 clients = Pool(20).map(lambda transport: Client(port, transport), transports)
 print(json.dumps([client.pid for client in clients]), flush=True)
 for client in clients:
-    client.wait_for("end", ends)
+    client.wait_for("end", ends, PATIENCE)
 print(json.dumps([[args for event, *args in client.heard if event == "said"] for client in clients]))
