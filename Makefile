@@ -111,9 +111,10 @@ $(BENCH_READY): $(READY)
 programs:
 	@missing=; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	for program in chromium curl npm openssl nginx haproxy slowhttptest strace wrk; do \
+	for program in chromium curl npm openssl nginx haproxy redis-server slowhttptest strace wrk; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
+	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \
 	if [ -n "$$missing" ]; then \
