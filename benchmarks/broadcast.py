@@ -196,10 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds.append(pair)
             lost += sum(figures["lost"] for figures in pair.values())
     computer = machine()
+    loss = f"**The figures do not count: {lost:.0f} messages lost, doubled or out of order.**" if lost else "No loss."
     print(
         f"\n{options.rounds} rounds on {computer['cpu']}, {computer['cores']} cores, Linux {computer['kernel']}; "
-        f"{', '.join(f'{name} {number}' for name, number in versions().items())}. "
-        f"{lost:.0f} messages lost, doubled or out of order.\n"
+        f"{', '.join(f'{name} {number}' for name, number in versions().items())}. {loss}\n"
     )
     judged = list(rows(rounds))
     print(f"| | {OURS} | {THEIRS} | ratio | bar | |", "|---" * 6 + "|", *judged, sep="\n")
