@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -84,15 +86,18 @@ class Contender:
     def _run(self, task: dict[str, float], patience: float = PATIENCE) -> dict[str, Any]:
         for heard in self._heard:
             heard.clear()
-        before = self._cpu()
+        cpu, spare = self._cpu(), idle_seconds()
+        start = time.monotonic()
         run = json.loads(self._server.get(f"/?{urlencode(task)}").body)
         published = run["published"]
         with contextlib.suppress(AssertionError):
             wait_for(lambda: min(heard.next for heard in self._heard) == published, "all to hear", patience)
+        cpu, spare = self._cpu() - cpu, idle_seconds() - spare
         return {
-            "cpu": (self._cpu() - before) * 10_000 / published,
+            "cpu": cpu * 10_000 / published,
             "rate": published / (max(heard.last for heard in self._heard) - run["start"]) * 1e9,
             "lost": sum(published - heard.next + heard.astray for heard in self._heard),
+            "others": max(0.0, 1 - (spare + cpu) / (time.monotonic() - start) / (os.cpu_count() or 1)),
         }
 
     def _cpu(self) -> float:
@@ -110,7 +115,14 @@ class Contender:
             "cpu": flood["cpu"],
             "cpu_steady": steady["cpu"],
             "lost": steady["lost"] + flood["lost"],
+            "others": steady["others"],
         }
+
+
+def idle_seconds() -> float:
+    """Return the seconds for which processors had nothing to do."""
+    _cpu, _user, _nice, _system, idle, waiting, *_ = Path("/proc/stat").read_text().split(maxsplit=6)
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -197,9 +209,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lost += sum(figures["lost"] for figures in pair.values())
     computer = machine()
     loss = f"**The figures do not count: {lost:.0f} messages lost, doubled or out of order.**" if lost else "No loss."
+    others = Spread.of([figures["others"] for pair in rounds for figures in pair.values()])
     print(
         f"\n{options.rounds} rounds on {computer['cpu']}, {computer['cores']} cores, Linux {computer['kernel']}; "
-        f"{', '.join(f'{name} {number}' for name, number in versions().items())}. {loss}\n"
+        f"{', '.join(f'{name} {number}' for name, number in versions().items())}. {loss} "
+        f"Share of the processors that others took while latencies were measured: {others.text()}.\n"
     )
     judged = list(rows(rounds))
     print(f"| | {OURS} | {THEIRS} | ratio | bar | |", "|---" * 6 + "|", *judged, sep="\n")
