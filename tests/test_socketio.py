@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import STICKY, TESTS, Response, Server, addresses, npm_ci, request, wait_for
+import websocket
+from harness import PATIENCE, STICKY, TESTS, Response, Server, addresses, npm_ci, request, wait_for
 
 pytestmark = pytest.mark.programs
 
@@ -220,3 +222,28 @@ def test_without_stickiness_polling_requests_are_refused(app: str):
     refused = [poller for poller in pollers if poller.refused]
     assert {poller.responses[-1].status for poller in refused} == {400}
     assert len(refused) >= SESSIONS / 2
+
+
+def test_a_slow_websocket_client_gets_whole_messages():
+    size, count = 1 << 16, 80
+    with Server(*STICKY, "-w", "1", "cluster_app:app") as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the server cannot send at once
+        connection.settimeout(PATIENCE)
+        connection.connect(("127.0.0.1", server.port))
+        client = websocket.create_connection(
+            f"ws://127.0.0.1:{server.port}/socket.io/?EIO=4&transport=websocket", socket=connection
+        )
+        assert client.recv().startswith("0{")
+        client.send("40")
+        assert client.recv().startswith("40{")
+        client.send("42" + json.dumps(["say", count, None, size]))
+        numbers = []
+        while len(numbers) < count:
+            message = client.recv()
+            if message == "2":
+                client.send("3")
+                continue
+            name, _pid, number, _answer_to, text = json.loads(message.removeprefix("42"))
+            assert (name, len(text)) == ("said", size)
+            numbers.append(number)
+        assert numbers == list(range(1, count + 1))
