@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks for what is still on its way.
 POLL = 0.02
+#: Seconds without a request of its sessions after which a worker that drains takes them for gone.
+QUIET = 3.0
 #: Seconds after which a greenlet that serves one connection after the other lets the rest of the worker run.
 TURN = 0.005
 
@@ -124,12 +127,28 @@ class InboxServer(StreamServer):  # type: ignore[misc]
 
 
 class OwnInboxServer(InboxServer):
-    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives."""
+    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives.
+
+    Args:
+        last_served: returns when the worker has last been busy with a request
+    """
+
+    def __init__(self, *args: Any, last_served: Callable[[], float], **kwargs: Any) -> None:
+        self._last_served = last_served
+        super().__init__(*args, **kwargs)
 
     def _may_take(self) -> bool:
         return True
 
     def close(self) -> None:
-        """Go on, but wait for what is still on its way."""
-        if self._seat.board.phase != RUNNING:
+        """Go on; the worker ends when nobody is busy, but not between two requests of a client that polls."""
+        board = self._seat.board
+        if board.phase == RUNNING or not board.in_charge:
+            self._spawn(self._stay)
+        else:
             self._take_the_rest()
+
+    def _stay(self) -> None:
+        began = time.monotonic()
+        while time.monotonic() - max(began, self._last_served()) < QUIET:
+            gevent.sleep(POLL)

@@ -87,6 +87,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self.seat = seat.number if seat else 0
         #: Connections with a request under way.
         self._active = 0
+        #: When a connection has last ended.
+        self._last_served = 0.0
         if seat:
             self._affinity = settings.affinity(self.cfg)
             #: Whether anybody wants to see a connection before its first request.
@@ -211,15 +213,14 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""
         assert self._seat
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
-        first = self._server is None  # the slot's inbox
-        server = (InboxServer if first else OwnInboxServer)(
-            inbox, self._seat, self.cfg.graceful_timeout, handle=self._handle, spawn=spawn, **ssl_args
-        )
-        if first:
-            self._server = server
-            if self.alive or self._seat.board.phase != RUNNING:
-                self._seat.board.claim(self.slot, self.seat)
-        return server
+        arguments = {"handle": self._handle, "spawn": spawn, **ssl_args}
+        last_call = self.cfg.graceful_timeout
+        if self._server is not None:  # the slot's comes first
+            return OwnInboxServer(inbox, self._seat, last_call, last_served=lambda: self._last_served, **arguments)
+        self._server = InboxServer(inbox, self._seat, last_call, **arguments)
+        if self.alive or self._seat.board.phase != RUNNING:
+            self._seat.board.claim(self.slot, self.seat)
+        return self._server
 
     def _handle(self, client: Any, parcel: Any) -> None:
         """Serve one connection, in its greenlet."""
@@ -231,6 +232,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
                 self.handle(listener, client, parcel.address)
         finally:
             del self._served[client]
+            self._last_served = time.monotonic()
             if served.busy:
                 self._count(-1)
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 from harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
@@ -121,6 +122,20 @@ def test_a_draining_worker_keeps_its_sessions_and_gets_no_new_ones():
         held.close()
         server.wait_for_log(rf"Worker exiting \(pid: {session['pid']}\)")
         assert wait_for(lambda: use(server, session["id"]), "an answer")["status"] == 404
+
+
+def test_a_draining_worker_stays_between_two_requests_of_a_client():
+    with Server(*APP, "-w", "1", "--graceful-timeout", "60") as server:
+        ready(server, 1)
+        session = new(server)
+        os.kill(session["pid"], signal.SIGTERM)
+        server.wait_for_log("Booting worker", count=2)
+        wait_for(lambda: new(server)["pid"] != session["pid"], "its successor")
+        for _ in range(3):
+            time.sleep(1.2)  # Gunicorn's worker looks every second whether anybody is busy
+            answer = use(server, session["id"])
+            assert (answer["status"], answer["pid"]) == (200, session["pid"])
+        server.wait_for_log(rf"Worker exiting \(pid: {session['pid']}\)", timeout=10)
 
 
 @pytest.mark.parametrize("balance", ["least-connections", "round-robin"])
