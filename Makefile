@@ -20,7 +20,7 @@ FUZZ_SECONDS ?= 4
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test lint check demo bench bench-quick bench-broadcast soak fuzz fuzz-quick faults build matrix clean programs
+.PHONY: test lint check demo docs bench bench-quick bench-broadcast soak fuzz fuzz-quick faults build matrix clean programs
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) -m "not load"
@@ -36,6 +36,10 @@ check: lint
 
 demo: $(READY)
 	$(BIN)/python examples/chat/demo.py
+
+# The site, in build/docs; a warning is an error.
+docs: $(READY)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 
 # Writes docs/benchmarks.md.
 bench: $(BENCH_READY)
@@ -94,7 +98,7 @@ clean:
 
 $(READY): pyproject.toml | programs
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet -e '.[dev,test]'
+	@$(BIN)/pip install --quiet -e '.[dev,docs,test]'
 	@touch $@
 
 # A wheel that not every Python has.
