@@ -21,8 +21,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # The pages also stand on their own, as the repository's host shows them, with anchors for their headings.
 myst_heading_anchors = 3
 exclude_patterns = ["benchmarks/results.json"]
-autodoc_typehints = "description"
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {version}"
 
 

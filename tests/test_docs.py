@@ -233,7 +233,7 @@ class Reader:
         if shutil.which("systemd-analyze"):
             self._check("systemd-analyze", "verify", str(path), SYSTEMD_UNIT_PATH=f"{self.folder}:")
         unit = ConfigParser(interpolation=None, strict=False)
-        unit.optionxform = str  # type: ignore[assignment]
+        unit.optionxform = str
         unit.read_string(text.replace("\\\n", " "))
         if "Service" in unit:
             self._serve(shlex.split(unit["Service"]["ExecStart"]))
@@ -285,7 +285,7 @@ class Reader:
             "volumes",
         )
         assert {name for service in services.values() for name in service} <= {*known}
-        kind, program, *words = services["app"]["healthcheck"]["test"]  # type: ignore[index]
+        kind, program, *words = services["app"]["healthcheck"]["test"]
         assert (kind, program) == ("CMD", "python")
         # The container that the Dockerfile before it makes.
         assert self.server
