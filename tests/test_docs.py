@@ -21,9 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import websocket
 import yaml
 from harness import APPS, BIN, PATIENCE, STICKY, TESTS, Server, clean_env, npm_ci
-from test_proxies import reserved_port
+from test_proxies import NGINX, nginx, reserved_port
 
 import gunicorn_sticky
 from gunicorn_sticky.settings import NAMES
@@ -338,7 +339,9 @@ def test_what_the_pages_say_is_what_is_said() -> None:
     with Server("-k", "gevent", "-w", "1", "sio_app:app") as server:
         # Any worker but the one that made it could be asked.
         assert server.get(PATH + "&sid=unknown").status == 400
-        said += server.wait_for_log("Invalid session.*").group() + "\n"
+        assert server.get(PATH, headers={"Origin": "https://chat.example.com"}).status == 400
+        server.wait_for_log("origin")
+        said += server.wait_for_log("Invalid session").string
     with Server(*STICKY, "whoami:app", env={"GUNICORN_STICKY_HOOK": "0"}) as server:
         server.process.wait(PATIENCE)
         said += server.log
@@ -347,6 +350,20 @@ def test_what_the_pages_say_is_what_is_said() -> None:
             if block.language == "text" and not block.title:
                 for line in block.text.splitlines():
                     assert plain(line) in plain(said), (page, line)
+
+
+def test_upgrade_through_nginx(tmp_path: Path) -> None:
+    """As browsers ask for it, with an Origin; without the lines for it, it fails as the troubleshooting says."""
+    path = PATH.replace("polling", "websocket")
+    without = re.sub(r".*(Upgrade|Connection) \$.*\n", "", NGINX)
+    assert NGINX.count("\n") - without.count("\n") == 2
+    with Server(*STICKY, "--sticky-by", "session", "-w", "1", "sio_app:app") as server:
+        with nginx(tmp_path, server.port, NGINX) as port:
+            websocket.create_connection(f"ws://127.0.0.1:{port}{path}", timeout=PATIENCE).close()
+        with nginx(tmp_path, server.port, without) as port:
+            with pytest.raises(websocket.WebSocketBadStatusException, match="400"):
+                websocket.create_connection(f"ws://127.0.0.1:{port}{path}", timeout=PATIENCE)
+            server.wait_for_log("Invalid websocket upgrade")
 
 
 def test_tutorial(tmp_path: Path) -> None:
@@ -372,6 +389,13 @@ def test_tutorial(tmp_path: Path) -> None:
 
 
 # --- the site ---
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / ".github" / "SECURITY.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere_where_the_repository_is_shown(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", prose):
+        assert (page.parent / target).exists(), target
 
 
 @pytest.fixture(scope="module")
