@@ -15,6 +15,7 @@ from typing import Any
 from . import key as keys
 from . import proxy
 from .head import Cookie, Field, Query
+from .key import COOKIE, HEADER, IP, PROXY, SESSION
 from .session import Ids
 
 
@@ -91,6 +92,8 @@ class Reader:
         self._known = _remembered(self._left_most)
         self._is_trusted = _membership(affinity.trusted)
         self._may_proxy = _membership(affinity.proxies) if affinity.proxies else None
+        #: What gave the last key.
+        self.source = IP
 
     def needs_bytes(self, address: Any) -> bool:
         """Tell whether the key of a connection from `address` is in its bytes."""
@@ -126,7 +129,6 @@ class Reader:
             source: the address that the connection's PROXY header gave
             start: where the head starts
         """
-        prefix = self.affinity.ipv6_prefix
         if self._field is not None and (
             self._trusts_all or not isinstance(address, tuple) or self._is_trusted(address[0])
         ):
@@ -134,12 +136,18 @@ class Reader:
             if self._trusts_all:
                 for value in values:
                     if (found := self._known(value)) is not None:
+                        self.source = HEADER
                         return str(found)
             elif (found := self._right_most(list(self._nodes(values)))) is not None:
+                self.source = HEADER
                 return found
             if not self.affinity.ignore_missing:
                 raise Missing
-        return keys.peer_key(source or address, prefix)
+        return self._peer_key(address, source)
+
+    def _peer_key(self, address: Any, source: tuple[Any, ...] | None) -> str:
+        self.source = PROXY if source else IP
+        return keys.peer_key(source or address, self.affinity.ipv6_prefix)
 
     def _left_most(self, value: bytes) -> str | None:
         """Return the key of the first client in a line of the header."""
@@ -170,6 +178,7 @@ class SessionReader(Reader):
         super().__init__(affinity)
         self.wanted = "head of the request"
         self._owner = _remembered(Ids(secret).owner)
+        self._session = COOKIE if affinity.by == "cookie" else SESSION
         self._sources = [self._source(*where.split(":", 1)) for where in affinity.session_keys]
 
     def needs_bytes(self, address: Any) -> bool:
@@ -183,8 +192,9 @@ class SessionReader(Reader):
         for values in self._sources:
             for value in values(data, size, start):
                 if (owner := self._owner(value)) is not None:
+                    self.source = self._session
                     return str(owner)
-        return keys.peer_key(source or address, self.affinity.ipv6_prefix)
+        return self._peer_key(address, source)
 
     @staticmethod
     def _source(kind: str, name: str) -> Callable[[bytes | bytearray, int, int], Iterator[bytes]]:

@@ -22,8 +22,9 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
-from . import settings
+from . import figures, settings
 from .board import RUNNING, SEATS, STOPPED, STOPPING, Board
+from .figures import Figures
 from .seat import Seat
 from .session import OWNERS
 from .slots import SECRET_SIZE
@@ -123,6 +124,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._cluster_socket = legacy.cluster_socket if legacy else None
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
+        self._figures = Figures()
+        #: How many dispatchers there have been.
+        self._dispatched = 0
         self._dispatcher: _Process | None = None
         #: Dispatchers that drain.
         self._retired: list[_Process] = []
@@ -165,6 +169,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._open_cluster_socket()
         except OSError as error:
             raise Refused(f"Invalid sticky_cluster_socket: {error}") from None
+        row = self._figures.master()
+        row[figures.PID], row[figures.HALF] = os.getpid(), self._board.half
         super().start()
         if settings.affinity(self.cfg).by == "ip" and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
@@ -228,8 +234,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             returns=self._returns,
             cluster=self._cluster,
             cluster_socket=self._cluster_socket,
+            figures=self._figures.worker(number),
             leave=functools.partial(self._leave, slot, number),
         )
+        self._figures.slot(slot)[figures.WORKERS] += 1
         self._board.take(number, owner, self.worker_age + 1)
         self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
@@ -325,7 +333,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         return bool(self._board.taker(worker.slot) == worker.seat)
 
     def _report(self) -> None:
-        """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does."""
+        """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does, and count what waits."""
+        for slot, channel in enumerate(self._channels):
+            seats = self._seat_channels[slot * SEATS : (slot + 1) * SEATS]
+            self._figures.slot(slot)[figures.WAITING] = sum(queue.queued() for queue in (channel, *seats))
         count = len(self.WORKERS)
         if self._last_logged_active_worker_count != count:
             self._last_logged_active_worker_count = count
@@ -381,7 +392,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or 30,
             lane_size=self.cfg.backlog,
+            figures=self._figures.dispatcher(self._dispatched),
         )
+        self._dispatched += 1
         # The child must not act on a signal before it has handlers of its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         pid = os.fork()

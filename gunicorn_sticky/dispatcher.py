@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 import signal
@@ -34,7 +35,8 @@ from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
 from .events import READABLE, Events, Handler
-from .key import peer_key
+from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, begin
+from .key import IP, peer_key
 from .lanes import Lanes
 from .lingering import Lingering
 from .peeking import Peeking
@@ -78,6 +80,8 @@ class Plan:
     slot_timeout: float
     #: Number of connections that a full channel may hold up.
     lane_size: int
+    #: The dispatcher's row, see figures.py.
+    figures: memoryview
 
 
 @dataclass
@@ -127,9 +131,16 @@ class Dispatcher:
         self._events = Events()
         self._listeners: list[_Listener] = []
         self._accepting = False
-        self._lingering = Lingering(self._events, self.notices, plan.tls)
+        self._figures = plan.figures
+        self._lingering = Lingering(self._events, self.notices, plan.tls, plan.figures)
         self._peeking = Peeking(
-            self._reader, plan.header_timeout, self._dispatch, self._events, self._lingering, self.notices
+            self._reader,
+            plan.header_timeout,
+            self._dispatch,
+            self._events,
+            self._lingering,
+            self.notices,
+            plan.figures,
         )
         self._lanes = Lanes(plan.lane_size, plan.slot_timeout, self._refuse_waiting, self.notices)
         self._resume_at: float | None = None
@@ -138,6 +149,7 @@ class Dispatcher:
 
     def run(self) -> None:
         """Dispatch until told to drain and done with it, or until the arbiter is gone."""
+        begin(self._figures, gauges=3)
         for fd in self.plan.listeners:
             listener = socket(fileno=fd)
             if listener.family != AF_UNIX:
@@ -145,7 +157,7 @@ class Dispatcher:
                 listener.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, int(self.plan.affinity.by != "ip"))
             self._listeners.append(_Listener(listener, listener.getsockname()))
         for channel in self.plan.removed:
-            self._events.watch(channel.fileno(), READABLE, lambda _events, channel=channel: self._reroute(channel))  # type: ignore[misc]
+            self._events.watch(channel.fileno(), READABLE, functools.partial(self._move, channel))
 
         ticked = 0.0
         while not (self._draining and self._idle()):
@@ -164,11 +176,16 @@ class Dispatcher:
             if now - ticked >= TICK:
                 ticked = now
                 self.heartbeat()
+                self._measure()
                 self._empty_vacant(now)
                 if self._is_orphan():
                     self.log.info("Parent changed, shutting down the dispatcher")
                     return
             self._expire(now)
+
+    def _measure(self) -> None:
+        figures = self._figures
+        figures[PEEKING], figures[FULL], figures[HELD] = len(self._peeking), len(self._lanes), self._lanes.held()
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self.ppid
@@ -192,7 +209,7 @@ class Dispatcher:
         # Nobody comes after this one: what workers have handed back is routed here, and who is slow has to hurry.
         returns = self.plan.channels.returns
         for _ in range(0, returns.queued() + 1, ACCEPT_BATCH):
-            self._reroute(returns)
+            self._reroute(returns, HANDED_BACK)
         self._peeking.hurry(time.monotonic() + HURRY)
 
     def wake_by(self, fd: int) -> None:
@@ -249,7 +266,7 @@ class Dispatcher:
         if not self.plan.board.in_charge:
             return  # since a moment ago
         family = listener.socket.family
-        prefix = self.plan.affinity.ipv6_prefix
+        prefix, figures = self.plan.affinity.ipv6_prefix, self._figures
         for _ in range(ACCEPT_BATCH):
             try:
                 fd, address = listener.socket._accept()  # type: ignore[attr-defined]
@@ -260,9 +277,11 @@ class Dispatcher:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
+            figures[ACCEPTED] += 1
             if self._reader.needs_bytes(address):
                 self._peeking.look(socket(family, SOCK_STREAM, 0, fd), listener.name, address)
             else:
+                figures[BY + IP] += 1
                 self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
 
     def _make_room(self, error: OSError) -> None:
@@ -297,12 +316,18 @@ class Dispatcher:
                     while received := channel.receive():
                         self._refuse_waiting(*received)
 
+    def _move(self, channel: Channel, _events: int) -> None:
+        self._reroute(channel, MOVED)
+
     def _take_back(self, _events: int) -> None:
         if self.plan.board.in_charge:  # still
-            self._reroute(self.plan.channels.returns)
+            self._reroute(self.plan.channels.returns, HANDED_BACK)
 
-    def _reroute(self, channel: Channel) -> bool:
+    def _reroute(self, channel: Channel, counter: int) -> bool:
         """Dispatch anew what a removed slot has not taken, or a worker has handed back.
+
+        Args:
+            counter: where that counts
 
         Returns:
             whether there is more
@@ -316,6 +341,7 @@ class Dispatcher:
                 return True
             if received is None:
                 return False
+            self._figures[counter] += 1
             self._dispatch(*received)
         return True
 
@@ -328,9 +354,10 @@ class Dispatcher:
             owners = half.board.owners()
             for channel, before, now in zip(half.channels, half.owners, owners, strict=False):
                 if before and before != now:
-                    if self._reroute(channel):
+                    if self._reroute(channel, MOVED):
                         return  # and again, until it is empty
                     for fd, parcel in self._lanes.clear(channel):
+                        self._figures[MOVED] += 1
                         self._dispatch(fd, parcel)
             half.owners, half.changes = owners, changes
 

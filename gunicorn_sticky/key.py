@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
+#: What a key comes from.
+SOURCES = ("ip", "proxy", "header", "session", "cookie")
+IP, PROXY, HEADER, SESSION, COOKIE = range(len(SOURCES))
 #: How many clients of a list are looked at; no chain of proxies is as long.
 MAX_NODES = 100
 #: Longer keys, and those with line breaks and the like, are replaced by a digest: a key travels with every connection

@@ -41,6 +41,10 @@ class Lanes:
         """Return how many channels are full."""
         return len(self._lanes)
 
+    def held(self) -> int:
+        """Return how many connections wait."""
+        return sum(map(len, self._lanes.values()))
+
     def block(self, channels: Iterable[Channel]) -> bool:
         """Tell whether all these channels are full."""
         return bool(self._lanes) and all(channel in self._lanes for channel in channels)

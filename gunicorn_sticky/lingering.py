@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from .events import HANGUP, READABLE, Events
+from .figures import REFUSED_BY
 from .refusal import Notices, answer
 
 #: Seconds that a client has to read our answer.
@@ -28,12 +29,14 @@ class Lingering:
 
     Args:
         tls: whether clients speak TLS, so that nobody here could answer
+        figures: the dispatcher's row, see figures.py
     """
 
-    def __init__(self, events: Events, notices: Notices, tls: bool) -> None:
+    def __init__(self, events: Events, notices: Notices, tls: bool, figures: memoryview) -> None:
         self._events = events
         self._notices = notices
         self._tls = tls
+        self._figures = figures
         #: By descriptor, in order of their deadlines.
         self._connections: dict[int, tuple[socket, float]] = {}
 
@@ -49,6 +52,7 @@ class Lingering:
     def refuse(self, connection: socket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
         """Answer a connection and close it, with one line in the log that names the setting to change."""
         self._notices.warn(setting, "Refused a connection from %s: %d, %s", name(address), status, message)
+        self._figures[REFUSED_BY[status]] += 1
         try:
             if self._tls:
                 connection.close()

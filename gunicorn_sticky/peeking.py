@@ -16,6 +16,7 @@ from typing import Any
 from .affinity import Missing, Reader
 from .channel import Parcel
 from .events import EDGE, GONE, HANGUP, READABLE, Events
+from .figures import BY
 from .head import MAX_HEAD, Incomplete
 from .lingering import Lingering, name
 from .proxy import Malformed
@@ -48,6 +49,7 @@ class Peeking:
         patience: seconds for a connection to show it
         dispatch: called with the descriptor of a connection and its parcel
         lingering: refuses
+        figures: the dispatcher's row, see figures.py
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Peeking:
         events: Events,
         lingering: Lingering,
         notices: Notices,
+        figures: memoryview,
     ) -> None:
         self._reader = reader
         self._patience = patience
@@ -65,6 +68,7 @@ class Peeking:
         self._events = events
         self._lingering = lingering
         self._notices = notices
+        self._figures = figures
         self._buffer = bytearray(MAX_HEAD)
         #: By descriptor, in order of their deadlines.
         self._heads: dict[int, _Head] = {}
@@ -118,6 +122,7 @@ class Peeking:
         except (OSError, Incomplete, Missing, Malformed):
             self._look(_Head(connection, listener, address))
         else:
+            self._figures[BY + self._reader.source] += 1
             self._dispatch(connection.detach(), Parcel(listener, address, key))
 
     def _look(self, head: _Head, events: int = 0) -> None:
@@ -155,6 +160,7 @@ class Peeking:
             self._keep(head)
             return
         self._forget(head)
+        self._figures[BY + self._reader.source] += 1
         self._dispatch(head.connection.detach(), Parcel(head.listener, head.address, key))
 
     def _keep(self, head: _Head) -> None:

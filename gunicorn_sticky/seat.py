@@ -34,6 +34,8 @@ class Seat:
     #: By which the workers hear each other, and the socket where other programs join, if there is one.
     cluster: Cluster
     cluster_socket: ClusterSocket | None
+    #: The worker's row, see figures.py.
+    figures: memoryview
     #: Closes, in the worker's process, what it has inherited and must not keep.
     leave: Callable[[], None]
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
 from hashlib import blake2b
+
+from .figures import MINTED
 
 #: Characters that an id grows by.
 TAG = 8
@@ -59,8 +62,19 @@ class Ids:
         return int.from_bytes(owner, "big")
 
 
-#: Who mints in this process: the ids, and the owner's number. Set in workers that are sticky by session.
-minter: tuple[Ids, int] | None = None
+@dataclass(frozen=True)
+class Minter:
+    """Who mints ids in a worker."""
+
+    ids: Ids
+    #: The worker's number.
+    owner: int
+    #: The worker's row, see figures.py.
+    figures: memoryview
+
+
+#: That of this process. Set in workers that are sticky by session.
+minter: Minter | None = None
 
 
 def session_id(text: str | None = None) -> str:
@@ -79,5 +93,5 @@ def session_id(text: str | None = None) -> str:
         text = secrets.token_urlsafe(16)
     if minter is None:
         return text
-    ids, owner = minter
-    return ids.tag(text, owner)
+    minter.figures[MINTED] += 1
+    return minter.ids.tag(text, minter.owner)

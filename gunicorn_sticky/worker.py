@@ -23,11 +23,12 @@ from .board import RUNNING
 from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
+from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, REFUSED, REQUESTS, TAKEN_OVER, begin
 from .head import MAX_HEAD, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
 from .refusal import Notices, answer
 from .request import request_class
-from .session import Ids
+from .session import Ids, Minter
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         #: When a connection has last ended.
         self._last_served = 0.0
         if seat:
+            self._figures = seat.figures
             self._affinity = settings.affinity(self.cfg)
             #: Whether anybody wants to see a connection before its first request.
             self._admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
@@ -145,6 +147,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self.cfg = CachedConfig(self.cfg)
         if self._seat:
             self._seat.leave()
+            begin(self._figures, gauges=1)
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
             self._notices = Notices(self.log)
             self._reader = reader(self._affinity, self._seat.secret)
@@ -152,7 +155,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._slots = Slots(self._seat.secret, 1), 1
             self._own_key = str(self._seat.owner)
             if self._affinity.by_session:
-                session.minter = Ids(self._seat.secret), self._seat.owner
+                session.minter = Minter(Ids(self._seat.secret), self._seat.owner, self._figures)
                 own_engineio_ids()
             if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
                 RequestParser.mesg_class = request_class(self._served.get, self._before_request, self._after_request)
@@ -225,6 +228,9 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def _handle(self, client: Any, parcel: Any) -> None:
         """Serve one connection, in its greenlet."""
         served = self._served[client] = _Served(parcel)
+        figures = self._figures
+        figures[CONNECTIONS] += 1
+        figures[TAKEN_OVER if parcel.unread else DISPATCHED] += 1
         self._count(1)
         listener = Listener(parcel.listener)
         try:
@@ -233,6 +239,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         finally:
             del self._served[client]
             self._last_served = time.monotonic()
+            figures[CONNECTIONS] -= 1
             if served.busy:
                 self._count(-1)
 
@@ -254,7 +261,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         return number + 1 if served.parcel.unread else number
 
     def _after_request(self, served: _Served, request: Any) -> None:
-        """Carry what the PROXY header of the connection said, to here and to the next worker."""
+        """Count a request, and carry what the PROXY header of the connection said, to here and to the next worker."""
+        self._figures[REQUESTS] += 1
         if request.proxy_protocol_info:
             served.proxy = request.proxy_protocol_info
         elif served.proxy:
@@ -340,6 +348,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             # Gunicorn's keep-alive timer runs: it is for the client, and must not cut this off.
             with contextlib.suppress(gevent.Timeout):
                 gevent.sleep(RETRY)
+        self._figures[HANDED_OVER] += 1
 
     def _admit(self, served: _Served, client: Any, listener: Listener) -> bool:
         """Call the hook and wait for the release, or answer the connection here and return False."""
@@ -367,6 +376,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         Closing with bytes unread would reset the connection, and destroy the answer on its way.
         """
         self._notices.warn(setting, "Refused a connection with key %s: %d, %s", served.key, status, message)
+        self._figures[REFUSED] += 1
         deadline = time.monotonic() + LINGER
         try:
             client.settimeout(LINGER)

@@ -1,0 +1,101 @@
+"""What is counted: a table in shared memory. Whoever looks at it needs nobody's help, also when others stand still.
+
+Each row has one writer. Counters go on when their writer is replaced; gauges, which say what is true now, begin anew.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+from . import __version__
+from .board import MAX_SLOTS, SEATS
+from .key import SOURCES
+
+#: What /proc shows of the memory, for whoever looks for it.
+NAME = f"gunicorn-sticky-figures-{__version__}"
+#: Answers in the place of a worker.
+REFUSALS = (400, 408, 431, 503)
+
+#: A row for the master: its process, and which half of the board is its own.
+MASTER = ("pid", "half")
+PID, HALF = range(2)
+
+#: A row for each slot, written by the master: how many workers it has had, and how many connections wait for one.
+SLOT = ("workers", "waiting")
+WORKERS, WAITING = range(2)
+
+#: A row for each seat, written by its worker: its process, when that started (seconds since the epoch), connections it
+#: has now, and has been sent, requests, sessions it has minted, connections it has handed over to others and taken
+#: over from them, and its refusals.
+WORKER = ("pid", "started", "connections", "dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
+_, STARTED, CONNECTIONS, DISPATCHED, REQUESTS, MINTED, HANDED_OVER, TAKEN_OVER, REFUSED = range(9)
+
+#: A row for a dispatcher and for each of those that still drain: its process, when that started, connections that have
+#: not shown their key, slots whose channel is full, and connections that wait in their lanes. And, counted: connections
+#: that it has accepted, that workers have handed back, that were moved because their worker was gone; refusals, by
+#: status; and connections, by what gave the key.
+DISPATCHER = (
+    *("pid", "started", "peeking", "full", "held", "accepted", "handed_back", "moved"),
+    *(f"refused_{status}" for status in REFUSALS),
+    *(f"by_{source}" for source in SOURCES),
+)
+_, _, PEEKING, FULL, HELD, ACCEPTED, HANDED_BACK, MOVED = range(8)
+REFUSED_BY = {status: 8 + n for n, status in enumerate(REFUSALS)}
+BY = 8 + len(REFUSALS)
+#: Rows for dispatchers, which use them in turn.
+DISPATCHERS = 4
+
+_SLOTS = len(MASTER)
+_SEATS = _SLOTS + MAX_SLOTS * len(SLOT)
+_DISPATCHERS = _SEATS + MAX_SLOTS * SEATS * len(WORKER)
+_SIZE = (_DISPATCHERS + DISPATCHERS * len(DISPATCHER)) * 8
+
+
+class Figures:
+    """The table.
+
+    Args:
+        fd: the memory of one that is there already; else a new one is made
+        name: that of the memory, as /proc shows it
+    """
+
+    def __init__(self, fd: int | None = None, name: str = NAME) -> None:
+        access = mmap.ACCESS_READ
+        if fd is None:
+            fd = os.memfd_create(name)
+            os.ftruncate(fd, _SIZE)
+            access = mmap.ACCESS_WRITE
+        self._cells = memoryview(mmap.mmap(fd, _SIZE, access=access)).cast("Q")
+
+    def master(self) -> memoryview:
+        """Return the master's row."""
+        return self._cells[:_SLOTS]
+
+    def slot(self, slot: int) -> memoryview:
+        """Return a slot's row."""
+        return self._row(_SLOTS, SLOT, slot)
+
+    def worker(self, seat: int) -> memoryview:
+        """Return the row of whoever works in a seat."""
+        return self._row(_SEATS, WORKER, seat)
+
+    def dispatcher(self, number: int) -> memoryview:
+        """Return the row of a dispatcher; they are numbered by the arbiter."""
+        return self._row(_DISPATCHERS, DISPATCHER, number % DISPATCHERS)
+
+    def _row(self, start: int, names: tuple[str, ...], number: int) -> memoryview:
+        start += number * len(names)
+        return self._cells[start : start + len(names)]
+
+
+def begin(row: memoryview, gauges: int) -> None:
+    """Begin a worker's or dispatcher's row: it is this process's now.
+
+    Args:
+        gauges: of the cells after the start's, how many are gauges
+    """
+    row[PID], row[STARTED] = os.getpid(), int(time.time())
+    for cell in range(STARTED + 1, STARTED + 1 + gauges):
+        row[cell] = 0
