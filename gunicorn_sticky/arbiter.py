@@ -223,6 +223,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         worker_class = self.worker_class
         number = self._free_seat(slot)
         owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
+        row = self._figures.worker(number)
+        figures.begin(row, gauges=1)
         seat = Seat(
             slot=slot,
             number=number,
@@ -234,7 +236,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             returns=self._returns,
             cluster=self._cluster,
             cluster_socket=self._cluster_socket,
-            figures=self._figures.worker(number),
+            figures=row,
             leave=functools.partial(self._leave, slot, number),
         )
         self._figures.slot(slot)[figures.WORKERS] += 1
@@ -242,7 +244,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
-            return super().spawn_worker()
+            row[figures.PID] = pid = super().spawn_worker()
+            return pid
         finally:
             self.worker_class = worker_class
 
@@ -381,6 +384,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._open_channels(count)
         self._board.count = count
         self._board.phase = RUNNING
+        row = self._figures.dispatcher(self._dispatched)
+        figures.begin(row, gauges=3)
+        self._dispatched += 1
         plan = dispatcher.Plan(
             affinity=settings.affinity(self.cfg),
             secret=self._secret,
@@ -392,14 +398,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or 30,
             lane_size=self.cfg.backlog,
-            figures=self._figures.dispatcher(self._dispatched),
+            figures=row,
         )
-        self._dispatched += 1
         # The child must not act on a signal before it has handlers of its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         pid = os.fork()
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            row[figures.PID] = pid
             return _Process(pid, made_for, heartbeat, time.monotonic())
         code = 1
         try:

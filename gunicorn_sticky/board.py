@@ -10,6 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 
+from . import __version__
+
+#: What /proc shows of the memory, for whoever looks for it.
+NAME = f"gunicorn-sticky-board-{__version__}"
 #: Seats of a slot.
 SEATS = 3
 MAX_SLOTS = 1024
@@ -38,7 +42,7 @@ class Board:
     def __init__(self, fd: int | None = None, half: int = 0) -> None:
         size = (1 + 2 * _HALF) * 8
         if fd is None:
-            fd = os.memfd_create("gunicorn-sticky")
+            fd = os.memfd_create(NAME)
             os.ftruncate(fd, size)
         #: The descriptor of the memory.
         self.fd = fd

@@ -35,7 +35,7 @@ from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
 from .events import READABLE, Events, Handler
-from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, begin
+from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING
 from .key import IP, peer_key
 from .lanes import Lanes
 from .lingering import Lingering
@@ -149,7 +149,6 @@ class Dispatcher:
 
     def run(self) -> None:
         """Dispatch until told to drain and done with it, or until the arbiter is gone."""
-        begin(self._figures, gauges=3)
         for fd in self.plan.listeners:
             listener = socket(fileno=fd)
             if listener.family != AF_UNIX:

@@ -26,7 +26,7 @@ PID, HALF = range(2)
 SLOT = ("workers", "waiting")
 WORKERS, WAITING = range(2)
 
-#: A row for each seat, written by its worker: its process, when that started (seconds since the epoch), connections it
+#: A row for each seat, written by its worker: its process, when that started (nanoseconds since the epoch), connections it
 #: has now, and has been sent, requests, sessions it has minted, connections it has handed over to others and taken
 #: over from them, and its refusals.
 WORKER = ("pid", "started", "connections", "dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
@@ -91,11 +91,11 @@ class Figures:
 
 
 def begin(row: memoryview, gauges: int) -> None:
-    """Begin a worker's or dispatcher's row: it is this process's now.
+    """Begin the row of a worker or dispatcher that is about to start.
 
     Args:
-        gauges: of the cells after the start's, how many are gauges
+        gauges: how many cells after that of the start are gauges
     """
-    row[PID], row[STARTED] = os.getpid(), int(time.time())
-    for cell in range(STARTED + 1, STARTED + 1 + gauges):
+    row[STARTED] = time.time_ns()
+    for cell in (PID, *range(STARTED + 1, STARTED + 1 + gauges)):
         row[cell] = 0

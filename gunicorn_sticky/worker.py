@@ -23,7 +23,7 @@ from .board import RUNNING
 from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
-from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, REFUSED, REQUESTS, TAKEN_OVER, begin
+from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, REFUSED, REQUESTS, TAKEN_OVER
 from .head import MAX_HEAD, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
 from .refusal import Notices, answer
@@ -147,7 +147,6 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self.cfg = CachedConfig(self.cfg)
         if self._seat:
             self._seat.leave()
-            begin(self._figures, gauges=1)
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
             self._notices = Notices(self.log)
             self._reader = reader(self._affinity, self._seat.secret)

@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 from gunicorn_sticky import session
-from gunicorn_sticky.session import OWNERS, TAG, Ids, session_id
+from gunicorn_sticky.figures import MINTED, Figures
+from gunicorn_sticky.session import OWNERS, TAG, Ids, Minter, session_id
 
 SECRET = bytes(range(16))
 ALPHABET = string.ascii_letters + string.digits + "-_"
@@ -137,8 +138,10 @@ def test_session_id_outside_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(session, "minter", (Ids(SECRET), 9))
+    row = Figures().worker(0)
+    monkeypatch.setattr(session, "minter", Minter(Ids(SECRET), 9, row))
     assert session_id("mine") == Ids(SECRET).tag("mine", 9)
     assert len(session_id()) == 22 + TAG
     assert session_id() != session_id()
     assert Ids(SECRET).owner(session_id().encode()) == 9
+    assert row[MINTED] == 5

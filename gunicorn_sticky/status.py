@@ -1,0 +1,149 @@
+"""How a server is at this moment: what its figures (figures.py), its board (board.py) and /proc say."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import board as boards
+from . import figures as tables
+from .board import SEATS, Board
+from .figures import DISPATCHER, DISPATCHERS, REFUSALS, WORKER, Figures
+from .key import SOURCES
+
+#: How a slot and its workers are; beside "down", for a slot that has none.
+STARTING, READY, DRAINING, DOWN = "starting", "ready", "draining", "down"
+#: How a server is: all slots have a worker that takes new clients; some have not, or connections have to wait; or
+#: "down", if none has.
+OK, DEGRADED = "ok", "degraded"
+
+_PROC = Path("/proc")
+_TICK = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_COUNTERS = ("dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
+
+
+def _process(pid: int) -> dict[str, Any] | None:
+    """Return CPU time and memory (resident set) of a process, or None if it is gone; see proc_pid_stat(5)."""
+    try:
+        state, *numbers = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if state == "Z":
+        return None
+    return {"cpu_seconds": (int(numbers[10]) + int(numbers[11])) / _TICK, "memory_bytes": int(numbers[20]) * _PAGE}
+
+
+class Server:
+    """What is known of a running server.
+
+    Args:
+        figures: its figures
+        board: its half of the board
+    """
+
+    def __init__(self, figures: Figures, board: Board) -> None:
+        self._figures = figures
+        self._board = board
+        self.pid = figures.master()[tables.PID]
+
+    def status(self) -> dict[str, Any]:
+        """Return all of it, as can be written as JSON. Times are in seconds, sizes in bytes."""
+        now = time.time()
+        slots = [self._slot(slot, now) for slot in range(self._board.count)]
+        dispatcher = self._dispatcher(now)
+        connections = [sum(worker["connections"] for worker in slot["workers"]) for slot in slots]
+        average = sum(connections) / len(slots) if slots else 0
+        return {
+            "pid": self.pid,
+            "state": self._state(slots, dispatcher),
+            "in_charge": self._board.in_charge,
+            "imbalance": max(connections) / average if average else 1.0,
+            "slots": slots,
+            "dispatcher": dispatcher,
+        }
+
+    def _state(self, slots: list[dict[str, Any]], dispatcher: dict[str, Any]) -> str:
+        ready = [slot["state"] == READY for slot in slots]
+        if not any(ready):
+            return DOWN
+        return OK if all(ready) and dispatcher["pid"] and not dispatcher["full"] else DEGRADED
+
+    def _slot(self, slot: int, now: float) -> dict[str, Any]:
+        owners = self._board.owners()
+        seats = range(slot * SEATS, (slot + 1) * SEATS)
+        workers = [self._worker(slot, seat, now) for seat in seats if seat < len(owners) and owners[seat]]
+        found = [worker for worker in workers if worker]
+        states = {worker["state"] for worker in found}
+        row = self._figures.slot(slot)
+        counted = [dict(zip(WORKER, self._figures.worker(seat), strict=True)) for seat in seats]
+        return {
+            "slot": slot,
+            "state": next((state for state in (READY, STARTING, DRAINING) if state in states), DOWN),
+            "workers": sorted(found, key=lambda worker: worker["age"]),
+            "waiting": row[tables.WAITING],
+            "restarts": max(row[tables.WORKERS] - 1, 0),
+            **{name: sum(row[name] for row in counted) for name in _COUNTERS},
+        }
+
+    def _worker(self, slot: int, seat: int, now: float) -> dict[str, Any] | None:
+        board, row = self._board, self._figures.worker(seat)
+        pid, seen = row[tables.PID], _process(row[tables.PID])
+        if pid and seen is None:
+            return None  # killed a moment ago
+        state = DRAINING
+        if board.is_booting(seat):
+            state = STARTING
+        elif board.taker(slot) == seat and board.is_open(slot):
+            state = READY
+        return {
+            "pid": pid,
+            "state": state,
+            "age": now - row[tables.STARTED] / 1e9,
+            "connections": row[tables.CONNECTIONS],
+            **(seen or {"cpu_seconds": 0.0, "memory_bytes": 0}),
+        }
+
+    def _dispatcher(self, now: float) -> dict[str, Any]:
+        """Return how the dispatcher is, with what it and its predecessors have counted."""
+        rows = [self._figures.dispatcher(number) for number in range(DISPATCHERS)]
+        newest = max(rows, key=lambda row: row[tables.STARTED])
+        seen = _process(newest[tables.PID])
+        total = dict(zip(DISPATCHER, map(sum, zip(*rows, strict=True)), strict=True))
+        counters = ("accepted", "handed_back", "moved")
+        return {
+            "pid": newest[tables.PID] if seen else None,
+            "age": now - newest[tables.STARTED] / 1e9 if seen else None,
+            "cpu_seconds": None,
+            "memory_bytes": None,
+            **(seen or {}),
+            **{name: newest[DISPATCHER.index(name)] if seen else 0 for name in ("peeking", "full", "held")},
+            **{name: total[name] for name in counters},
+            "refused": {status: total[f"refused_{status}"] for status in REFUSALS},
+            "keys": {source: total[f"by_{source}"] for source in SOURCES},
+        }
+
+
+def find(master: int | None = None) -> Iterator[Server]:
+    """Return the servers of this user, or that of one master.
+
+    Their memory is found where /proc shows what it is called, so that nobody has to answer.
+    """
+    for folder in [_PROC / str(master)] if master else sorted(_PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
+        memory: dict[str, str] = {}
+        try:
+            for link in (folder / "fd").iterdir():
+                name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
+                if name in (tables.NAME, boards.NAME):
+                    memory.setdefault(name, str(link))
+        except OSError:
+            continue  # gone, or another user's
+        if len(memory) < 2:
+            continue
+        figures = Figures(os.open(memory[tables.NAME], os.O_RDONLY))
+        if figures.master()[tables.PID] == int(folder.name):
+            half = figures.master()[tables.HALF]
+            yield Server(figures, Board(os.open(memory[boards.NAME], os.O_RDWR), half))

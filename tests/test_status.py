@@ -1,0 +1,268 @@
+"""How a server is, as `gunicorn-sticky status` shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_env, wait_for
+
+from gunicorn_sticky.status import find
+
+CLIENTS = addresses(24)
+
+
+def status(server: Server) -> dict[str, Any]:
+    (found,) = wait_for(lambda: list(find(server.pid)), "the server's figures")
+    return found.status()
+
+
+def run(*args: str, columns: int = 80) -> tuple[int, str]:
+    """Run `gunicorn-sticky status`, and return its exit code and what it has printed."""
+    command = [str(BIN / "gunicorn-sticky"), "status", *args]
+    done = subprocess.run(command, env=clean_env({"COLUMNS": str(columns)}), capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def total(server: Server, name: str) -> int:
+    return sum(slot[name] for slot in status(server)["slots"])
+
+
+@contextlib.contextmanager
+def sigstop(pids: Sequence[int]) -> Iterator[None]:
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+# --- what is counted ---
+
+
+def test_requests_and_connections():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server, ExitStack() as stack:
+        server.slots(CLIENTS)
+        wait_for(lambda: total(server, "requests") == len(CLIENTS), "all requests to be counted")
+        seen = status(server)
+        assert seen["state"] == "ok"
+        assert seen["in_charge"]
+        assert seen["dispatcher"]["accepted"] == seen["dispatcher"]["keys"]["ip"] == len(CLIENTS)
+        for slot in seen["slots"]:
+            assert slot["requests"] == slot["dispatched"] > 0
+            (worker,) = slot["workers"]
+            assert worker["state"] == "ready"
+            assert worker["pid"] in server.alive("worker")
+            assert worker["memory_bytes"] > 1 << 20
+            assert 0 < worker["age"] < 60
+        kept = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE)) for _ in range(6)]
+        for client in kept:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(9) == b"HTTP/1.1 "
+        slots = wait_for(
+            lambda: (found := status(server))["imbalance"] == 2 and found["slots"], "six connections at one worker"
+        )
+        assert sorted(slot["workers"][0]["connections"] for slot in slots) == [0, 6]
+        stack.close()
+        wait_for(lambda: not any(slot["workers"][0]["connections"] for slot in status(server)["slots"]), "their end")
+
+
+def test_sessions_and_handovers():
+    with Server(*STICKY, "-w", "4", "--sticky-by", "session", "sio_app:app") as server:
+        sids = []
+        for _ in range(8):
+            body = server.get("/socket.io/?EIO=4&transport=polling").body
+            sids.append(json.loads(body[1:])["sid"])
+        assert total(server, "minted") >= len(sids)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as kept:
+            for sid in sids:
+                kept.request("POST", f"/socket.io/?EIO=4&transport=polling&sid={sid}", body="3")
+                assert Response(kept.getresponse()).status == 200
+        seen = status(server)
+        handed = total(server, "handed_over")
+        assert 0 < handed == total(server, "taken_over") == seen["dispatcher"]["handed_back"]
+        assert seen["dispatcher"]["keys"]["session"] == 1
+        assert seen["dispatcher"]["keys"]["ip"] == len(sids)
+
+
+def test_sources_of_the_key_and_refusals():
+    options = ("--sticky-proxy", "--sticky-header-timeout", "1")
+    with Server(*STICKY, "-w", "1", *options, "whoami:app") as server:
+        assert server.get(headers={"X-Forwarded-For": "10.0.0.1"}).status == 200
+        assert server.get().status == 400
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as silent:
+            silent.sendall(b"GET")
+            wait_for(lambda: status(server)["dispatcher"]["peeking"] == 1, "a head to be waited for")
+            assert silent.recv(12) == b"HTTP/1.1 408"
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as kept:
+            kept.sendall(
+                b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"
+            )
+            while b"400" not in kept.recv(4096):
+                pass
+        dispatcher = status(server)["dispatcher"]
+        assert dispatcher["refused"] == {400: 1, 408: 1, 431: 0, 503: 0}
+        assert dispatcher["keys"] == {"ip": 0, "proxy": 0, "header": 2, "session": 0, "cookie": 0}
+        assert total(server, "refused") == 1
+
+
+def test_figures_go_on_when_processes_are_replaced():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        server.slots(CLIENTS)
+        for kind in ("worker", "dispatcher"):
+            before = server.alive(kind)
+            os.kill(before[0], signal.SIGKILL)
+            wait_for(lambda: len(set(server.alive(kind)) - set(before)) == 1, "a successor")  # noqa: B023
+            wait_for(lambda: status(server)["state"] == "ok", "the server to be well again")
+        server.slots(CLIENTS)
+        wait_for(lambda: total(server, "requests") == 2 * len(CLIENTS), "all requests to be counted")
+        seen = status(server)
+        assert seen["dispatcher"]["accepted"] == 2 * len(CLIENTS)
+        assert seen["dispatcher"]["pid"] in server.alive("dispatcher")
+        assert sum(slot["restarts"] for slot in seen["slots"]) == 1
+
+
+# --- states ---
+
+
+def test_states_of_slots():
+    config = """
+import os, time
+def post_fork(server, worker):
+    while os.path.exists("hold"):
+        time.sleep(0.01)
+"""
+    with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
+        wait_for(lambda: status(server)["state"] == "ok", "both workers")
+        (server.folder / "hold").touch()
+        victim = server.who()["pid"]
+        os.kill(victim, signal.SIGKILL)
+        seen = wait_for(lambda: (found := status(server))["state"] == "degraded" and found, "the server to be degraded")
+        wait_for(
+            lambda: sorted(slot["state"] for slot in status(server)["slots"]) == ["ready", "starting"], "a successor"
+        )
+        assert run("--json")[0] in (1, 2)  # 2 if another test's server is down
+        for slot in seen["slots"]:
+            for worker in slot["workers"]:
+                if worker["pid"] != victim and worker["state"] == "ready":
+                    os.kill(worker["pid"], signal.SIGKILL)
+        wait_for(lambda: status(server)["state"] == "down", "the server to be down")
+        (server.folder / "hold").unlink()
+        wait_for(lambda: status(server)["state"] == "ok", "both workers again")
+
+
+def test_a_draining_worker_is_shown_beside_its_successor():
+    with (
+        Server(*STICKY, "-w", "1", "busy:app") as server,
+        socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client,
+    ):
+        client.sendall(b"GET /slow?seconds=60 HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for_log("Booting dispatcher")
+        wait_for(lambda: status(server)["slots"][0]["workers"][0]["connections"] == 1, "a request")
+        server.send_signal(signal.SIGHUP)
+        wait_for(
+            lambda: [worker["state"] for worker in status(server)["slots"][0]["workers"]] == ["ready", "draining"],
+            "the old worker beside the new one",
+        )
+        assert status(server)["state"] == "ok"
+
+
+# --- the command ---
+
+
+def test_one_server_by_its_control_socket():
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server, Server(*STICKY, "whoami:app"):
+        server.wait_for_log("Control socket")
+        wait_for(lambda: status(server)["state"] == "ok", "both workers")
+        code, output = run("--json", "--control", str(server.folder / "control"))
+        assert code == 0
+        assert [found["pid"] for found in json.loads(output)] == [server.pid]
+        pids = {found["pid"] for found in json.loads(run("--json")[1])}
+        assert {server.pid} < pids
+
+
+def test_no_server_is_down(tmp_path):
+    assert run("--control", str(tmp_path / "control")) == (
+        2,
+        f"No server at {tmp_path / 'control'}: No such file or directory\n",
+    )
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other"))
+        other.listen()
+        code, output = run("--control", str(tmp_path / "other"))
+    assert (code, output) == (2, "No Gunicorn of this user is running with GeventStickyWorker\n")
+
+
+def test_it_answers_while_everything_stands_still():
+    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+        server.slots(CLIENTS)
+        server.wait_for_log("Control socket")
+        with sigstop([server.pid, *server.alive("worker"), *server.alive("dispatcher")]):
+            seen = status(server)
+        assert seen["dispatcher"]["accepted"] == len(CLIENTS)
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table(columns: int):
+    with Server(*STICKY, "-w", "3", "--sticky-by", "session", "whoami:app", control_socket=True) as server:
+        server.wait_for_log("Control socket")
+        wait_for(lambda: status(server)["state"] == "ok", "all workers")
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.recv(9)
+            code, output = run("--control", str(server.folder / "control"), columns=columns)
+    assert code == 0
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[0] == f"Gunicorn {server.pid}: ok, fullest slot 3.00 times the average"
+    assert lines[1].split() == ["slot", "pid", "age", "conn", "req/s", "wait", "restarts", "cpu", "mem"]
+    slots = sorted(line.split()[:3] for line in lines[2:5])
+    assert [slot[:2] for slot in slots] == [["0", "ready"], ["1", "ready"], ["2", "ready"]]
+    assert sum("█" in line for line in lines[2:5]) == 1
+    assert lines[5].startswith("Dispatcher ")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_watching_goes_on_until_it_is_interrupted(terminal: bool):
+    read, write = pty.openpty() if terminal else os.pipe()
+    with Server(*STICKY, "-w", "1", "whoami:app", control_socket=True) as server:
+        server.wait_for_log("Control socket")
+        wait_for(lambda: status(server)["state"] == "ok", "the worker")
+        command = [str(BIN / "gunicorn-sticky"), "status", "--watch", "--control", str(server.folder / "control")]
+        with subprocess.Popen(command, stdout=write, env=clean_env({"TERM": "xterm"})) as watch:
+            shown = b""
+            while shown.count(f"Gunicorn {server.pid}".encode()) < 3:
+                shown += os.read(read, 65536)
+            server.send_signal(signal.SIGKILL)
+            server.process.wait()
+            while b"down" not in shown:
+                shown += os.read(read, 65536)
+            watch.send_signal(signal.SIGINT)
+            while terminal and b"\x1b[?1049l" not in shown:  # back to the screen as it was
+                shown += os.read(read, 65536)
+            assert watch.wait() == 2
+    for end in (read, write):
+        os.close(end)
+
+
+def test_without_rich_there_is_json(tmp_path):
+    hide = "import sys; sys.modules['rich.bar'] = None; sys.argv = ['gunicorn-sticky', 'status']; "
+    code = hide + "from gunicorn_sticky.__main__ import run; run()"
+    with Server(*STICKY, "-w", "1", "whoami:app") as server:
+        wait_for(lambda: list(find(server.pid)), "the server")
+        done = subprocess.run([sys.executable, "-c", code], env=clean_env(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'pip install "gunicorn-sticky[status]"' in done.stderr
