@@ -26,8 +26,8 @@ PID, HALF = range(2)
 SLOT = ("workers", "waiting")
 WORKERS, WAITING = range(2)
 
-#: A row for each seat, written by its worker: its process, when that started (nanoseconds since the epoch), connections it
-#: has now, and has been sent, requests, sessions it has minted, connections it has handed over to others and taken
+#: A row for each seat, written by its worker: its process, when that started (nanoseconds since the epoch), connections
+#: it has now, and has been sent, requests, sessions it has minted, connections it has handed over to others and taken
 #: over from them, and its refusals.
 WORKER = ("pid", "started", "connections", "dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
 _, STARTED, CONNECTIONS, DISPATCHED, REQUESTS, MINTED, HANDED_OVER, TAKEN_OVER, REFUSED = range(9)

@@ -140,7 +140,7 @@ class Reader:
     def _sh(self, block: Block, text: str) -> None:
         programs: dict[str, Callable[[list[str]], None]] = {
             "gunicorn": self._serve,
-            "gunicorn-sticky": self._serve,
+            "gunicorn-sticky": lambda words: (self._status if words[1:2] == ["status"] else self._serve)(words),
             "kill": lambda words: None,  # see test_tutorial
             "make": self._make,
             "pip": self._pip,
@@ -155,6 +155,14 @@ class Reader:
                 continue
             assert program in programs, f"no test runs {line}"
             programs[program](words)
+
+    def _status(self, words: list[str]) -> None:
+        """test_status.py runs it: here, there are such options."""
+        help_ = subprocess.run(
+            [str(BIN / words[0]), "status", "--help"], check=True, capture_output=True, text=True
+        ).stdout
+        for word in words[2:]:
+            assert word in help_ or not word.startswith("-"), word
 
     def _make(self, words: list[str]) -> None:
         self._check("make", "--dry-run", "--directory", str(ROOT), *words[1:])

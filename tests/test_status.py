@@ -111,8 +111,9 @@ def test_sources_of_the_key_and_refusals():
             kept.sendall(
                 b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"
             )
-            while b"400" not in kept.recv(4096):
-                pass
+            answers = b""
+            while b"HTTP/1.1 400" not in answers:
+                answers += kept.recv(4096)
         dispatcher = status(server)["dispatcher"]
         assert dispatcher["refused"] == {400: 1, 408: 1, 431: 0, 503: 0}
         assert dispatcher["keys"] == {"ip": 0, "proxy": 0, "header": 2, "session": 0, "cookie": 0}
