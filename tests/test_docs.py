@@ -171,7 +171,7 @@ class Reader:
         """The tests of the installation run pip: here, the names are right."""
         assert words[:2] == ["pip", "install"]
         for name in words[2:]:
-            assert version(name)
+            assert version(name.partition("[")[0])
 
     def _pytest(self, words: list[str]) -> None:
         self._check(sys.executable, "-m", "pytest", "--collect-only", "-q", *(str(ROOT / word) for word in words[1:]))
