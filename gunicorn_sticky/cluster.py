@@ -28,6 +28,17 @@ AGAIN = 0.001
 #: What this process belongs to, and Gunicorn's logger. Set in workers.
 home: tuple[Cluster, Any] | None = None
 
+#: Another one in each child that is forked; cheaper to ask for than the number of the process.
+generation = 0
+
+
+def _begin_generation() -> None:
+    global generation
+    generation += 1
+
+
+os.register_at_fork(after_in_child=_begin_generation)
+
 
 class Cluster:
     """What its processes share.
@@ -40,7 +51,7 @@ class Cluster:
         self._rings = Rings(fds[0] if fds else None)
         self._doorbell = fds[1] if fds else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._writer: Writer | None = None
-        self._pid = 0
+        self._generation = generation
 
     def fds(self) -> tuple[int, int]:
         """Return the descriptors of rings and doorbell."""
@@ -53,8 +64,8 @@ class Cluster:
             ValueError: the message is longer than `rings.MAX_MESSAGE`
             OSError: there are `rings.RINGS` writers already
         """
-        if self._writer is None or self._pid != os.getpid():  # a child needs a ring of its own
-            self._writer, self._pid = Writer(self._rings), os.getpid()
+        if self._writer is None or self._generation != generation:  # a child needs a ring of its own
+            self._writer, self._generation = Writer(self._rings), generation
         self._writer.write(message)
         os.eventfd_write(self._doorbell, 1)
 
@@ -64,7 +75,7 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster."""
-        if self._writer is not None and self._pid == os.getpid():
+        if self._writer is not None and self._generation == generation:
             self._writer.close()
         self._rings.close()
         os.close(self._doorbell)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,13 +61,13 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
     @property
     def host_id(self) -> str:
         """What tells this manager's messages from others: each process that was forked with it has one of its own."""
-        if self._identity[0] != os.getpid():
+        if self._identity[0] != cluster.generation:
             self.host_id = uuid.uuid4().hex
         return self._identity[1]
 
     @host_id.setter
     def host_id(self, value: str) -> None:
-        self._identity = os.getpid(), value
+        self._identity = cluster.generation, value
 
     @property
     def _peers(self) -> cluster.Cluster | Member | None:
@@ -111,9 +110,9 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
         assert peers is not None
         peers.tell(self._prefix() + self.json.dumps(data).encode())
 
-    def _listen(self) -> Iterator[bytes]:
+    def _listen(self) -> Iterator[str]:
         assert self._listener is not None
         own, channel = self._prefix(), f"{self.channel}\0".encode()
         for message in self._listener.messages():
             if message.startswith(channel) and not message.startswith(own):
-                yield message[len(own) :]
+                yield message[len(own) :].decode()  # json.loads() would look for the encoding first
