@@ -64,8 +64,11 @@ class Cluster:
             ValueError: the message is longer than `rings.MAX_MESSAGE`
             OSError: there are `rings.RINGS` writers already
         """
-        if self._writer is None or self._generation != generation:  # a child needs a ring of its own
-            self._writer, self._generation = Writer(self._rings), generation
+        if self._generation != generation:  # a child needs a ring of its own
+            self._leave_ring()
+            self._generation = generation
+        if self._writer is None:
+            self._writer = Writer(self._rings)
         self._writer.write(message)
         os.eventfd_write(self._doorbell, 1)
 
@@ -75,10 +78,14 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster."""
-        if self._writer is not None and self._generation == generation:
-            self._writer.close()
+        self._leave_ring()
         self._rings.close()
         os.close(self._doorbell)
+
+    def _leave_ring(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 class Listener:

@@ -101,12 +101,18 @@ class Member:
         """
         with self._lock:
             if self._joined and _is_over(self._joined[1]):
-                for part in self._joined:
-                    part.close()
-                self._joined = None
+                self._leave()
             if not self._joined:
                 self._joined = self._join()
             self._joined[0].tell(message)
+
+    def _leave(self) -> None:
+        if self._joined:
+            for part in self._joined:
+                part.close()
+            self._joined = None
+
+    __del__ = _leave
 
     def _join(self) -> tuple[Cluster, socket.socket]:
         connection = socket.socket(socket.AF_UNIX)

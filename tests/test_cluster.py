@@ -376,6 +376,24 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.mark.programs
+def test_managers_of_other_programs_leave_nothing_open(path: str):
+    code = """
+import gc, os, sys
+from gunicorn_sticky import ClusterManager
+def emit():
+    ClusterManager(sys.argv[1], write_only=True).emit("news", 1)
+    gc.collect()
+    return os.listdir("/proc/self/fd")
+emit()
+assert len(emit()) == len(emit())
+"""
+    with serve("--sticky-cluster-socket", path):
+        wait_for(lambda: os.path.exists(path), "the socket")
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.programs
 def test_other_programs_emit(path: str):
     with serve("--sticky-cluster-socket", path) as site:
         a, b = site.one_each(2)
