@@ -191,7 +191,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         path = path and os.path.abspath(path)
         if path == (before and before.path):
             return
-        self._cluster_socket = ClusterSocket(path, uid=self.cfg.uid, gid=self.cfg.gid) if path else None
+        upgrading = "GUNICORN_PID" in os.environ  # from another version, or it would have been inherited
+        self._cluster_socket = (
+            ClusterSocket(path, uid=self.cfg.uid, gid=self.cfg.gid, replace=upgrading) if path else None
+        )
         if before:
             before.remove()
 

@@ -26,20 +26,22 @@ class ClusterSocket:
 
     Args:
         path: where it is
-        fd: of a socket that is there already; else a new one is made, for one user only
+        fd: of a socket that is there already; else a new one is made
+        uid, gid: who may connect
+        replace: whether it may take the place of a socket that is in use
 
     Raises:
         OSError: there is something else at `path`, or nothing can be
     """
 
-    def __init__(self, path: str, fd: int | None = None, uid: int = -1, gid: int = -1) -> None:
+    def __init__(self, path: str, fd: int | None = None, uid: int = -1, gid: int = -1, replace: bool = False) -> None:
         self.path = path
         self._socket = _socket(socket.AF_UNIX, fileno=fd)
         if fd is not None:
             return
         try:
             os.fchmod(self._socket.fileno(), 0o600)  # before there is a path to it
-            if _is_stale(path):
+            if _is_free(path, replace):
                 os.unlink(path)
             self._socket.bind(path)
             if os.geteuid() == 0:
@@ -72,16 +74,16 @@ class ClusterSocket:
         StreamServer(self._socket, admit).start()
 
 
-def _is_stale(path: str) -> bool:
-    """Tell whether a path is that of a socket that its server has left behind."""
+def _is_free(path: str, replace: bool) -> bool:
+    """Tell whether a path is that of a socket that its server has left behind, or that is to be replaced."""
     with _socket(socket.AF_UNIX) as client:
         try:
             client.connect(path)
         except ConnectionRefusedError:
             return True
         except OSError:
-            pass
-    return False
+            return False
+    return replace
 
 
 class Member:

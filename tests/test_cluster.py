@@ -578,6 +578,28 @@ def test_max_requests():
 
 
 @pytest.mark.programs
+def test_an_upgrade_from_another_version(path: str):
+    """Nothing is inherited then, and the new master's socket takes the place of the old one's."""
+    config = "def pre_exec(server): server.cfg.env_orig['GUNICORN_STICKY_MASTER'] = '[\"0.0\"]'"
+    with Program(path) as program, serve("--pid", "pid", "--sticky-cluster-socket", path, config=config) as site:
+        site.one_each(1)
+        site.send_signal(signal.SIGUSR2)
+        site.wait_for_log(r"Booting worker", count=4)
+        old, site.pid = site.pid, int(wait_for(lambda: (site.folder / "pid.2").read_text(), "the new master's pid"))
+        os.kill(old, signal.SIGTERM)
+        site.leave()
+        site.process.wait()
+        site.wait_for_log("Master has been promoted")
+        client = site.connect()
+        assert program.emit("news", "after") == "done"
+        client.wait_for("news")
+        site.leave()
+        site.send_signal(signal.SIGTERM)
+        wait_for(lambda: not site.is_running, "the new master's end")
+        assert not os.path.exists(path)
+
+
+@pytest.mark.programs
 def test_an_upgrade(path: str):
     with Program(path) as program, serve("--pid", "pid", "--sticky-cluster-socket", path) as site:
         a, b = site.one_each(2)
