@@ -130,7 +130,8 @@ class Member:
             return Cluster((fds[0], fds[1])), connection
         except OSError as error:
             connection.close()
-            raise ConnectionError(f"{_GREETING.decode()} cannot join the server at {self._path}: {error}") from error
+            name = f"{_GREETING.decode()} cannot join the server at {self._path} (setting: sticky_cluster_socket)"
+            raise ConnectionError(f"{name}: {error}") from error
 
 
 def _is_over(connection: socket.socket) -> bool:
