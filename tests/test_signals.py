@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -111,7 +113,12 @@ def test_stop_at_any_time():
         with Server(*STICKY, "-w", "2", "whoami:app", bind=f"127.0.0.1:{port}") as server:
             time.sleep(LATEST * start / STARTS)
             server.send_signal(number)
-            code = server.process.wait(15)
+            try:
+                code = server.process.wait(15)
+            except subprocess.TimeoutExpired:
+                # While it imports, Python calls back where it only prints exceptions: nobody else has seen the signal.
+                assert re.match("Exception ignored in.*\n(?:.*\n)*?KeyboardInterrupt", server.log), server.log
+                continue
             nothing_is_left(server, port)
             # Before there are handlers, Python or the signal itself ends it.
             assert code in ((0,) if "Listening at" in server.log else (0, 1, -number))
