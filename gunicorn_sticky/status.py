@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -133,17 +134,20 @@ def find(master: int | None = None) -> Iterator[Server]:
     Their memory is found where /proc shows what it is called, so that nobody has to answer.
     """
     for folder in [_PROC / str(master)] if master else sorted(_PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
-        memory: dict[str, str] = {}
         try:
-            for link in (folder / "fd").iterdir():
-                name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
-                if name in (tables.NAME, boards.NAME):
-                    memory.setdefault(name, str(link))
+            links = list((folder / "fd").iterdir())
         except OSError:
             continue  # gone, or another user's
-        if len(memory) < 2:
-            continue
-        figures = Figures(os.open(memory[tables.NAME], os.O_RDONLY))
-        if figures.master()[tables.PID] == int(folder.name):
-            half = figures.master()[tables.HALF]
-            yield Server(figures, Board(os.open(memory[boards.NAME], os.O_RDWR), half))
+        memory: dict[str, Path] = {}
+        for link in links:
+            with contextlib.suppress(OSError):  # closed since
+                name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
+                memory.setdefault(name, link)
+        try:
+            with memory[tables.NAME].open("rb") as shared:
+                figures = Figures(shared.fileno())
+            if figures.master()[tables.PID] == int(folder.name):
+                with memory[boards.NAME].open("r+b", buffering=0) as shared:
+                    yield Server(figures, Board(shared.fileno(), figures.master()[tables.HALF]))
+        except (OSError, KeyError):
+            continue  # gone, or none of ours
