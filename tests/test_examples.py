@@ -146,9 +146,8 @@ def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
         for transports in (["polling"], ["websocket"], ["polling", "websocket"]) * WORKERS:
             guests.append(guest := Guest(stack, chat, transports))
             wait_for(lambda guest=guest: guest.slot is not None, "the welcome")
+            guest.wait_for_all_workers()  # those who boot first would get all the others
         assert {guest.slot for guest in guests} == set(range(WORKERS))
-        for guest in guests:
-            guest.wait_for_all_workers()
         texts = [f"text {n}" for n in range(len(guests))]
         for guest, text in zip(guests, texts, strict=True):
             guest.client.emit("say", text)
