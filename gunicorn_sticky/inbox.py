@@ -144,7 +144,10 @@ class OwnInboxServer(InboxServer):
         """Go on; the worker ends when nobody is busy, but not between two requests of a client that polls."""
         board = self._seat.board
         if board.phase == RUNNING or not board.in_charge:
-            self._spawn(self._stay)
+            if self.full():
+                gevent.spawn(self._spawn, self._stay)  # not to wait here, where the heartbeat comes from
+            else:
+                self._spawn(self._stay)
         else:
             self._take_the_rest()
 

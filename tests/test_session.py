@@ -138,6 +138,25 @@ def test_a_draining_worker_stays_between_two_requests_of_a_client():
         server.wait_for_log(rf"Worker exiting \(pid: {session['pid']}\)", timeout=10)
 
 
+def test_a_full_worker_drains_without_standing_still():
+    times = ("--timeout", "2", "--graceful-timeout", "60")
+    with Server(*APP, "-w", "1", "--worker-connections", "1", *times) as server:
+        ready(server, 1)
+        session = new(server)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as held:
+            held.sendall(f"GET /hold?session_id={session['id']} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            held.settimeout(1)
+            with pytest.raises(TimeoutError):
+                held.recv(1)
+            os.kill(session["pid"], signal.SIGTERM)
+            held.settimeout(5)
+            with pytest.raises(TimeoutError):  # for longer than the heartbeat may fail
+                held.recv(1)
+            (server.folder / "release").touch()
+            assert held.recv(12) == b"HTTP/1.1 200"
+        assert "WORKER TIMEOUT" not in server.log
+
+
 @pytest.mark.parametrize("balance", ["least-connections", "round-robin"])
 def test_new_sessions_are_spread_evenly(balance: str):
     with Server(*APP, "-w", "4", "--sticky-balance", balance) as server:
