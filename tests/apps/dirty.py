@@ -17,7 +17,8 @@ class Task(DirtyApp):
 
 def app(environ, start_response):
     number = int(environ["QUERY_STRING"] or 3)
-    result = get_dirty_client().execute("dirty:Task", "work", number)
+    # Gunicorn's dirty arbiter never answers what a worker that it ends on a reload had been asked: ask again soon.
+    result = get_dirty_client(timeout=2).execute("dirty:Task", "work", number)
     result.update(pid=os.getpid(), slot=environ.get("gunicorn_sticky.slot"))
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(result).encode()]
