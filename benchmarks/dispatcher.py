@@ -31,7 +31,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gunicorn.config import Config
 
 from gunicorn_sticky import dispatcher
 from gunicorn_sticky.affinity import Affinity
@@ -133,7 +132,7 @@ class Rig:
                 lane_size=RUSH,
                 figures=Figures().dispatcher(0),
             )
-            dispatcher.run(plan, Config(), logging.getLogger(), lambda: None)
+            dispatcher.run(plan, logging.getLogger(), lambda: None)
         finally:
             os._exit(1)
 

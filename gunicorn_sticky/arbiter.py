@@ -6,7 +6,6 @@ the listeners. Differences between Gunicorn's versions that matter here are met 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import secrets
@@ -14,16 +13,14 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
-from gunicorn import util
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
-from gunicorn.workers.workertmp import WorkerTmp
 
 from . import figures, settings
 from .board import RUNNING, SEATS, STOPPED, STOPPING, Board
+from .children import Body, Children
 from .figures import Figures
 from .seat import Seat
 from .session import OWNERS
@@ -32,8 +29,6 @@ from .worker import GeventStickyWorker
 
 #: A slot has its worker and one that drains; a third would let max_requests pile up processes.
 WORKERS_PER_SLOT = 2
-#: Seconds between the starts of two dispatchers, if the first one has died.
-RESPAWN = 0.5
 #: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
 RESPAWN_WORKER = 1.0
 #: Seconds between two looks at the workers, in a new master that waits for them.
@@ -83,18 +78,6 @@ def _one_worker(stock: Any) -> Any:
     return OneWorkerArbiter
 
 
-@dataclass(frozen=True)
-class _Process:
-    """A dispatcher's process, as the arbiter sees it."""
-
-    pid: int
-    #: Configuration, listeners and number of slots that it was made for.
-    made_for: tuple[Any, tuple[Any, ...], int]
-    #: Its heartbeat.
-    tmp: WorkerTmp
-    started: float
-
-
 class StickyArbiter(Arbiter):  # type: ignore[misc]
     """Gunicorn's master process, with sticky sessions.
 
@@ -127,11 +110,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._figures = Figures()
         #: How many dispatchers there have been.
         self._dispatched = 0
-        self._dispatcher: _Process | None = None
-        #: Dispatchers that drain.
-        self._retired: list[_Process] = []
-        #: When the next one may start, if the last one has died.
-        self._not_before = 0.0
+        self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
         #: By slot, when its next worker may start, if the last one has died while it booted.
         self._worker_not_before: dict[int, float] = {}
         self.worker_class: Any = None
@@ -358,31 +337,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     # --- the dispatcher ---
 
-    def _dispatchers(self) -> list[_Process]:
-        return [*self._retired, *filter(None, [self._dispatcher])]
-
     def _manage_dispatcher(self) -> None:
         """Have one dispatcher, made for what is true now."""
         wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers)
-        old = self._dispatcher
-        if old is not None and old.made_for == wanted:
-            return
-        if self.LISTENERS and self.num_workers:
-            if time.monotonic() < self._not_before:
-                return
-            self._dispatcher = self._spawn_dispatcher(wanted)
-        else:
-            self._dispatcher = None
-        if old is not None:
-            self._retired.append(old)
-        for process in self._retired:
-            self._kill(process, signal.SIGTERM)
+        self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
 
-    def _spawn_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int]) -> _Process:
+    def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int]) -> Body:
         from . import dispatcher
         from .route import Channels
 
-        heartbeat = WorkerTmp(self.cfg)
         count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
         self._open_channels(count)
         self._board.count = count
@@ -403,51 +366,21 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             lane_size=self.cfg.backlog,
             figures=row,
         )
-        # The child must not act on a signal before it has handlers of its own.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
-        pid = os.fork()
-        if pid != 0:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            row[figures.PID] = pid
-            return _Process(pid, made_for, heartbeat, time.monotonic())
-        code = 1
-        try:
-            util._setproctitle(f"dispatcher [{self.proc_name}]")
-            for sibling in [*self.WORKERS.values(), *self._dispatchers()]:
-                sibling.tmp.close()  # their heartbeats, inherited
-            self.log.info("Booting dispatcher with pid: %s", os.getpid())
-            dispatcher.run(plan, self.cfg, self.log, heartbeat.notify)
-            code = 0
-        except Exception:
-            self.log.exception("Exception in the dispatcher")
-        finally:
-            os._exit(code)  # never 3 or 4, which halt older versions of Gunicorn's master
+        return functools.partial(dispatcher.run, plan, self.log)
 
-    def _kill(self, process: _Process, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+    def close_heartbeats(self) -> None:
+        """In a new child, close the heartbeats of its siblings, which it has inherited."""
+        for sibling in [*self.WORKERS.values(), *self._dispatchers]:
+            sibling.tmp.close()
 
-    def _reap_dispatchers(self) -> None:
-        for process in self._dispatchers():
-            try:
-                pid, status = os.waitpid(process.pid, os.WNOHANG)
-            except ChildProcessError:
-                pid, status = process.pid, None  # upstream's waitpid(-1) was faster
-            if not pid:
-                continue
-            process.tmp.close()
-            if process is self._dispatcher:
-                self._dispatcher = None
-                self._not_before = process.started + RESPAWN
-                self.log.error("Dispatcher (pid:%s) has died (status %s)", pid, status)
-            else:
-                self._retired.remove(process)
-        if self._board.phase == STOPPING and not self._retired and not self._dispatcher:
+    def _reap_children(self) -> None:
+        self._dispatchers.reap()
+        if self._board.phase == STOPPING and not self._dispatchers:
             self._board.phase = STOPPED
 
     def reap_workers(self) -> None:
         """Reap whoever has died; a dispatcher is replaced at once, also in the middle of a reload."""
-        self._reap_dispatchers()
+        self._reap_children()
         before = dict(self.WORKERS)
         try:
             super().reap_workers()
@@ -465,12 +398,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._manage_charge()
         if self._board.phase == RUNNING:
             self._dismiss_workers()
-            if self._dispatcher is None and self._channels:
+            if self._channels and not self._dispatchers.in_service:
                 self._manage_dispatcher()
 
     def wait_for_signals(self, timeout: float = 1.0) -> Any:
         """Wait for signals, but not beyond the moment when there is something to do."""
-        if self._dispatcher is None and (due := self._not_before - time.monotonic()) > 0:
+        if (due := self._dispatchers.due()) > 0:
             timeout = min(timeout, due)
         if not self._board.in_charge:
             timeout = min(timeout, POLL)
@@ -479,18 +412,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def murder_workers(self) -> None:
         """Kill whoever hangs."""
         super().murder_workers()
-        process = self._dispatcher
-        if not self.timeout or process is None:
-            return
-        if time.monotonic() - process.tmp.last_update() > self.timeout:
-            self.log.critical("DISPATCHER TIMEOUT (pid:%s)", process.pid)
-            self._kill(process, signal.SIGKILL)
+        if self.timeout:
+            self._dispatchers.murder(self.timeout)
 
     def handle_usr1(self) -> None:
         """Reopen the logs, here and in all processes."""
         super().handle_usr1()
-        for process in self._dispatchers():
-            self._kill(process, signal.SIGUSR1)
+        self._dispatchers.kill(signal.SIGUSR1)
 
     # --- stopping, and upgrading ---
 
@@ -505,14 +433,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board.phase = STOPPING if graceful else STOPPED
         if self.master_pid:
             self._board.other().take_charge()
-        self._retired, self._dispatcher = self._dispatchers(), None
-        for process in self._retired:
-            self._kill(process, signal.SIGTERM if graceful else signal.SIGQUIT)
-        self._reap_dispatchers()
+        self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
+        self._reap_children()
         super().stop(graceful)
-        for process in self._retired:
-            self._kill(process, signal.SIGKILL)
-        self._reap_dispatchers()
+        self._dispatchers.kill(signal.SIGKILL)
+        self._reap_children()
         if self._cluster_socket and self.reexec_pid == self.master_pid == 0:
             self._cluster_socket.remove()
 

@@ -35,7 +35,7 @@ from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
 from .events import READABLE, Events, Handler
-from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING
+from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, PID
 from .key import IP, peer_key
 from .lanes import Lanes
 from .lingering import Lingering
@@ -361,31 +361,18 @@ class Dispatcher:
             half.owners, half.changes = owners, changes
 
 
-def run(plan: Plan, cfg: Any, log: Any, heartbeat: Callable[[], None]) -> None:
-    """Be the dispatcher's process: give up privileges, answer signals, and dispatch.
-
-    SIGTERM drains, SIGINT and SIGQUIT end at once, SIGUSR1 reopens the logs; the other signals of Gunicorn's master
-    are ignored.
-    """
-    from gunicorn import util
-
-    for name in ("HUP", "USR2", "TTIN", "TTOU", "WINCH", "ABRT"):
-        signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
+def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
+    """Be the dispatcher's process (see children.py), until SIGTERM and what has been accepted is passed on."""
     # Connections that wait are open files, and descriptors in flight count against the same limit (unix(7)).
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
 
+    plan.figures[PID] = os.getpid()
     dispatcher = Dispatcher(plan, log, heartbeat)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     dispatcher.wake_by(reader)
     signal.signal(signal.SIGTERM, lambda _signal, _frame: dispatcher.drain())
-    signal.signal(signal.SIGUSR1, lambda _signal, _frame: log.reopen_files())
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, lambda _signal, _frame: os._exit(0))
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     dispatcher.run()
