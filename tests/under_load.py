@@ -251,14 +251,9 @@ def check_rate(load: Load) -> None:
         )
 
 
-def late(load: Load, start: float, end: float) -> float:
-    """Return the seconds that the load came too late at worst between two points in time."""
-    return max((seconds for at, seconds in load.late if at < end and at + seconds > start), default=0.0)
-
-
 def is_too_late(load: Load, start: float, end: float) -> bool:
     """Tell whether the machine was too busy for times between two points to say something of the server."""
-    return late(load, start, end) > 0.1
+    return any(seconds > 0.1 for at, seconds in load.late if at < end and at + seconds > start)
 
 
 def percentile(values: list[float], percent: float) -> float:
