@@ -31,7 +31,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from gunicorn_sticky import dispatcher
 from gunicorn_sticky.affinity import Affinity
 from gunicorn_sticky.board import SEATS, Board

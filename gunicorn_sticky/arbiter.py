@@ -6,6 +6,7 @@ the listeners. Differences between Gunicorn's versions that matter here are met 
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import secrets
@@ -13,7 +14,8 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
@@ -25,12 +27,18 @@ from .figures import Figures
 from .seat import Seat
 from .session import OWNERS
 from .slots import SECRET_SIZE
+from .status import Server
 from .worker import GeventStickyWorker
+
+if TYPE_CHECKING:
+    from .status_server import StatusSocket
 
 #: A slot has its worker and one that drains; a third would let max_requests pile up processes.
 WORKERS_PER_SLOT = 2
 #: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
 RESPAWN_WORKER = 1.0
+#: In the place of a slot or a seat.
+NOBODY = -1
 #: Seconds between two looks at the workers, in a new master that waits for them.
 POLL = 0.1
 
@@ -63,6 +71,10 @@ def new_arbiter(app: Any, stock: Any) -> Any:
         arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
         return arbiter
     return StickyArbiter(app)
+
+
+def _refuse(message: str, *args: Any) -> None:
+    raise Refused(message % args)
 
 
 def _one_worker(stock: Any) -> Any:
@@ -105,12 +117,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board = legacy.board if legacy else Board()
         self._cluster = legacy.cluster if legacy else Cluster()
         self._cluster_socket = legacy.cluster_socket if legacy else None
+        self._status_socket = legacy.status_socket if legacy else None
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._figures = Figures()
         #: How many dispatchers there have been.
         self._dispatched = 0
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
+        self._status_servers = Children("status server", self, self._new_status_server)
         #: By slot, when its next worker may start, if the last one has died while it booted.
         self._worker_not_before: dict[int, float] = {}
         self.worker_class: Any = None
@@ -137,17 +151,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             )
             self.worker_class = before
         if before:
-            try:
-                self._open_cluster_socket()
-            except OSError as error:
-                self.log.error("Invalid sticky_cluster_socket: %s", error)
+            self._open_sockets(self.log.error)
 
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
-        try:
-            self._open_cluster_socket()
-        except OSError as error:
-            raise Refused(f"Invalid sticky_cluster_socket: {error}") from None
+        self._open_sockets(_refuse)
         row = self._figures.master()
         row[figures.PID], row[figures.HALF] = os.getpid(), self._board.half
         super().start()
@@ -158,12 +166,38 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.pidfile.unlink()
             raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
 
-    def _open_cluster_socket(self) -> None:
-        """Have the socket that the configuration asks for.
+    def _open_sockets(self, fail: Callable[..., None]) -> None:
+        """Have the sockets that the configuration asks for, beside the listeners.
 
-        Raises:
-            OSError: it cannot be opened; then all stays as it is
+        Args:
+            fail: called with a message if one of them cannot be had; then all stays as it is
         """
+        for name, open_socket in (
+            ("sticky_cluster_socket", self._open_cluster_socket),
+            ("sticky_status", self._open_status_socket),
+        ):
+            try:
+                open_socket()
+            except OSError as error:
+                fail("Invalid %s: %s", name, error)
+
+    def _open_status_socket(self) -> None:
+        address, before = self.cfg.sticky_status, self._status_socket
+        if address == (before and before.address):
+            return
+        from .status_server import StatusSocket
+
+        try:
+            self._status_socket = StatusSocket(address) if address else None
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or "GUNICORN_PID" not in os.environ:
+                raise OSError(f"{address}: {error.strerror}") from None
+            # An old master of another version has it; see maybe_promote_master.
+            self.log.warning("No status while the old master has %s", address)
+        if before:
+            before.close()
+
+    def _open_cluster_socket(self) -> None:
         from .cluster_socket import ClusterSocket
 
         path, before = self.cfg.sticky_cluster_socket, self._cluster_socket
@@ -272,8 +306,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _leave(self, slot: int, seat: int) -> None:
         """In a new worker, close what belongs to the arbiter and to other slots."""
-        for listener in self.LISTENERS:
-            listener.close()
+        for inherited in (*self.LISTENERS, self._status_socket):
+            if inherited:
+                inherited.close()
         for channels, own in ((self._channels, slot), (self._seat_channels, seat), (self._other_seat_channels, None)):
             for number, channel in enumerate(channels):
                 if number == own:
@@ -294,6 +329,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._manage_dispatcher()
         self._dismiss_workers()
         self._manage_charge()
+        self._manage_status_server()
         self._report()
 
     def _stays(self, worker: Any) -> bool:
@@ -366,14 +402,40 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             lane_size=self.cfg.backlog,
             figures=row,
         )
-        return functools.partial(dispatcher.run, plan, self.log)
+
+        def dispatch(heartbeat: Callable[[], None]) -> None:
+            if self._status_socket:
+                self._status_socket.close()
+            dispatcher.run(plan, self.log, heartbeat)
+
+        return dispatch
+
+    # --- the status server ---
+
+    def _manage_status_server(self) -> None:
+        """Have one status server, if it is wanted. Of two masters it is the one in charge that has it."""
+        wanted = (self.cfg, self._status_socket)
+        self._status_servers.keep(wanted if self._status_socket and self._board.in_charge else None)
+
+    def _new_status_server(self, made_for: tuple[Any, StatusSocket]) -> Body:
+        own = made_for[1]
+
+        def serve(heartbeat: Callable[[], None]) -> None:
+            self._status_socket = None
+            self._leave(NOBODY, NOBODY)
+            own.run(Server(self._figures, self._board), self.log, heartbeat)
+
+        return serve
+
+    # --- both ---
 
     def close_heartbeats(self) -> None:
         """In a new child, close the heartbeats of its siblings, which it has inherited."""
-        for sibling in [*self.WORKERS.values(), *self._dispatchers]:
+        for sibling in [*self.WORKERS.values(), *self._dispatchers, *self._status_servers]:
             sibling.tmp.close()
 
     def _reap_children(self) -> None:
+        self._status_servers.reap()
         self._dispatchers.reap()
         if self._board.phase == STOPPING and not self._dispatchers:
             self._board.phase = STOPPED
@@ -400,11 +462,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._dismiss_workers()
             if self._channels and not self._dispatchers.in_service:
                 self._manage_dispatcher()
+            if not self._status_servers.in_service:
+                self._manage_status_server()
 
     def wait_for_signals(self, timeout: float = 1.0) -> Any:
         """Wait for signals, but not beyond the moment when there is something to do."""
-        if (due := self._dispatchers.due()) > 0:
-            timeout = min(timeout, due)
+        for children in (self._dispatchers, self._status_servers):
+            if (due := children.due()) > 0:
+                timeout = min(timeout, due)
         if not self._board.in_charge:
             timeout = min(timeout, POLL)
         return super().wait_for_signals(timeout)
@@ -414,11 +479,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         super().murder_workers()
         if self.timeout:
             self._dispatchers.murder(self.timeout)
+            self._status_servers.murder(self.timeout)
 
     def handle_usr1(self) -> None:
         """Reopen the logs, here and in all processes."""
         super().handle_usr1()
         self._dispatchers.kill(signal.SIGUSR1)
+        self._status_servers.kill(signal.SIGUSR1)
 
     # --- stopping, and upgrading ---
 
@@ -433,10 +500,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board.phase = STOPPING if graceful else STOPPED
         if self.master_pid:
             self._board.other().take_charge()
+            self._status_servers.retire(signal.SIGTERM)
         self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
         self._reap_children()
         super().stop(graceful)
         self._dispatchers.kill(signal.SIGKILL)
+        self._status_servers.retire(signal.SIGKILL)
         self._reap_children()
         if self._cluster_socket and self.reexec_pid == self.master_pid == 0:
             self._cluster_socket.remove()
@@ -458,6 +527,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             seat_channels=self._seat_channels,
             cluster=self._cluster,
             cluster_socket=self._cluster_socket,
+            status_socket=self._status_socket,
         )
         with legacy.inheritable() as text:
             self.cfg.env_orig[VARIABLE] = text
@@ -480,6 +550,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if before and not self.master_pid:
             self._board.other().vacate()
             self._manage_charge()
+            self._open_sockets(self.log.error)
             self._start_control_server()
 
     def _start_control_server(self) -> None:

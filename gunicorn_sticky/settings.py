@@ -124,6 +124,16 @@ def _validate_path(val: Any) -> str | None:
     return val.removeprefix("unix:") if val else None
 
 
+def _validate_address(val: Any) -> str | None:
+    val = validate_string(val)
+    if not val:
+        return None
+    host, _, port = val.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535 or (":" in host and not re.fullmatch(r"\[.*\]", host)):
+        raise ValueError(f"Invalid sticky_status: {val!r} is not HOST:PORT or PORT")
+    return f"{host or '127.0.0.1'}:{int(port)}"
+
+
 class _Grouped:
     """Shows a setting under its section's title in --help."""
 
@@ -337,6 +347,22 @@ class StickyClusterSocket(_Grouped, Setting):  # type: ignore[misc]
         They do so with ``gunicorn_sticky.ClusterManager(PATH, write_only=True)``,
         as the user that the workers run as (:ref:`user`). The workers themselves
         need no socket to hear each other.
+        """
+
+
+class StickyStatus(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_status"
+    cli = ("--sticky-status",)
+    meta = "ADDRESS"
+    validator = _validate_address
+    default = None
+    desc = """\
+        Where the status is shown by HTTP: ``HOST:PORT``, or only the port.
+
+        Without a host it is ``127.0.0.1``. There is a page for people at ``/``,
+        metrics for Prometheus at ``/metrics``, all figures as JSON at
+        ``/status``, and the state at ``/healthz``. Nobody is asked for a
+        password.
         """
 
 

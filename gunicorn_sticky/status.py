@@ -60,6 +60,7 @@ class Server:
         average = sum(connections) / len(slots) if slots else 0
         return {
             "pid": self.pid,
+            "time": now,
             "state": self._state(slots, dispatcher),
             "in_charge": self._board.in_charge,
             "imbalance": max(connections) / average if average else 1.0,

@@ -7,12 +7,16 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .board import Board
 from .channel import Channel
 from .cluster import Cluster
 from .cluster_socket import ClusterSocket
+
+if TYPE_CHECKING:
+    from .status_server import StatusSocket
 
 #: The environment variable.
 VARIABLE = "GUNICORN_STICKY_MASTER"
@@ -32,6 +36,7 @@ class Legacy:
     seat_channels: list[Channel]
     cluster: Cluster
     cluster_socket: ClusterSocket | None
+    status_socket: StatusSocket | None
 
     @contextlib.contextmanager
     def inheritable(self) -> Iterator[str]:
@@ -42,12 +47,16 @@ class Legacy:
         if self.cluster_socket:
             entrance = self.cluster_socket.path, self.cluster_socket.fileno()
             fds.append(entrance[1])
+        status = None
+        if self.status_socket:
+            status = self.status_socket.address, self.status_socket.fileno()
+            fds.append(status[1])
         for fd in fds:
             os.set_inheritable(fd, True)
         board = self.board.fd, self.board.half
         try:
             yield json.dumps(
-                [__version__, fds, self.secret.hex(), board, self.owner, ends, self.cluster.fds(), entrance]
+                [__version__, fds, self.secret.hex(), board, self.owner, ends, self.cluster.fds(), entrance, status]
             )
         finally:
             for fd in fds:
@@ -61,7 +70,7 @@ class Legacy:
         version, *legacy = json.loads(text)
         if version != __version__:
             return None
-        fds, secret, (board_fd, half), owner, ends, (rings, doorbell), entrance = legacy
+        fds, secret, (board_fd, half), owner, ends, (rings, doorbell), entrance, status = legacy
         for fd in fds:
             os.set_inheritable(fd, False)
         returns, *seat_channels = [Channel.inherited(*pair) for pair in ends]
@@ -75,4 +84,11 @@ class Legacy:
             seat_channels=seat_channels,
             cluster=Cluster((rings, doorbell)),
             cluster_socket=ClusterSocket(*entrance) if entrance else None,
+            status_socket=_status_socket(*status) if status else None,
         )
+
+
+def _status_socket(address: str, fd: int) -> StatusSocket:
+    from .status_server import StatusSocket  # pywsgi is not for everybody
+
+    return StatusSocket(address, fd)

@@ -31,6 +31,7 @@ OPTIONS = (
     "--sticky-balance",
     "--sticky-cookie",
     "--sticky-cluster-socket",
+    "--sticky-status",
     "--sticky-trusted-proxies",
 )
 #: The programs that need no start-up hook.

@@ -106,6 +106,7 @@ def test_defaults(tmp_path):
         "sticky_ipv6_prefix": "64",
         "sticky_proxy": "None",
         "sticky_session_keys": "['query:sid']",
+        "sticky_status": "None",
         "sticky_sync": "False",
         "sticky_sync_event": "sticky-sessions:sync",
         "sticky_sync_timeout": "30",
@@ -117,7 +118,7 @@ def test_good_values_on_the_command_line(tmp_path):
     switches = ["--sticky-proxy", "--sticky-ignore-missing-header", "--sticky-sync"]
     names = ["--sticky-by=header", "--sticky-header=CF-Connecting-IP", "--sticky-sync-event=ready: go"]
     numbers = ["--sticky-header-timeout=1", "--sticky-sync-timeout=3600", "--sticky-ipv6-prefix=128"]
-    names.append("--sticky-cluster-socket=unix:/run/a.sock")
+    names += ["--sticky-cluster-socket=unix:/run/a.sock", "--sticky-status=[::1]:9180"]
     lists = ["--sticky-session-keys=query:s.d, header:Mcp-Session-Id,cookie:sid"]
     lists += ["--sticky-trusted-proxies=10.0.0.0/8, ::1", "--sticky-balance=round-robin", "--sticky-cookie=__Host-w"]
     shown = print_config(*switches, *names, *numbers, *lists, folder=tmp_path)
@@ -133,6 +134,7 @@ def test_good_values_on_the_command_line(tmp_path):
         "sticky_ipv6_prefix": "128",
         "sticky_proxy": "True",
         "sticky_session_keys": "['query:s.d', 'header:Mcp-Session-Id', 'cookie:sid']",
+        "sticky_status": "[::1]:9180",
         "sticky_sync": "True",
         "sticky_sync_event": "ready: go",
         "sticky_sync_timeout": "3600",
@@ -151,6 +153,7 @@ sticky_header_timeout = 2
 sticky_ignore_missing_header = True
 sticky_ipv6_prefix = 1
 sticky_session_keys = ["header:x-sid", "query:sid"]
+sticky_status = "9180"
 sticky_sync = "true"
 sticky_sync_event = "x"
 sticky_sync_timeout = "4"
@@ -170,6 +173,7 @@ def sticky_connection(worker, connection):
         "sticky_ipv6_prefix": "1",
         "sticky_proxy": "None",
         "sticky_session_keys": "['header:x-sid', 'query:sid']",
+        "sticky_status": "127.0.0.1:9180",
         "sticky_sync": "True",
         "sticky_sync_event": "x",
         "sticky_sync_timeout": "4",
@@ -201,6 +205,10 @@ BAD = [
     ("sticky_session_keys", "query:"),
     ("sticky_session_keys", "body:sid"),
     ("sticky_session_keys", "query:sid,cookie:a=b"),
+    ("sticky_status", "localhost"),
+    ("sticky_status", "127.0.0.1:"),
+    ("sticky_status", "::1:9180"),
+    ("sticky_status", ":65536"),
     ("sticky_sync_event", ""),
     ("sticky_sync_timeout", "0"),
     ("sticky_sync_timeout", "-1"),
@@ -235,6 +243,7 @@ def test_bad_value_on_the_command_line(name, value):
         ("sticky_session_keys", []),
         ("sticky_session_keys", ["query:sid", "sid"]),
         ("sticky_session_keys", None),
+        ("sticky_status", 9180),
         ("sticky_trusted_proxies", 1),
         ("sticky_ignore_missing_header", "perhaps"),
         ("sticky_sync", 1),

@@ -1,0 +1,150 @@
+"""The status by HTTP, from a process of its own: it answers also when workers, dispatcher and arbiter do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.monkey import get_original
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIHandler, WSGIServer
+
+from .status import DOWN, Server
+
+#: Seconds that a request may take, from its first byte, or the end of the last one, to the end of the answer.
+DEADLINE = 10.0
+#: Connections at a time.
+MOST = 100
+#: Seconds between two looks at the parent process and two heartbeats.
+TICK = 1.0
+#: Seconds for answers to be finished, once told to end.
+LAST_CALL = 1.0
+
+_PAGE = (Path(__file__).parent / "status.html").read_bytes()
+#: The page is one file; nothing that gets into it may load or send anything elsewhere.
+_POLICY = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+# Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced them.
+_socket: Any = get_original("socket", "socket")
+_getaddrinfo: Any = get_original("socket", "getaddrinfo")
+
+
+class StatusSocket:
+    """The listening socket.
+
+    Args:
+        address: ``HOST:PORT``
+        fd: of a socket that is there already; else a new one is made
+
+    Raises:
+        OSError: there is no such address, or it is in use
+    """
+
+    def __init__(self, address: str, fd: int | None = None) -> None:
+        self.address = address
+        if fd is not None:
+            self._socket = _socket(fileno=fd)
+            return
+        host, _, port = address.rpartition(":")
+        family, kind, _, _, where = _getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        self._socket = _socket(family, kind)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(where)
+            self._socket.listen()
+            self._socket.setblocking(False)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return int(self._socket.fileno())
+
+    def close(self) -> None:
+        """Close the socket, here."""
+        self._socket.close()
+
+    def run(self, server: Server, log: Any, heartbeat: Callable[[], None]) -> None:
+        """Be the process that answers (see children.py), until SIGTERM or the end of its parent."""
+        gevent.reinit()  # an application that is preloaded may have used gevent
+        http = WSGIServer(self._socket, _Application(server, log), log=None, spawn=Pool(MOST), handler_class=_Handler)
+        gevent.signal_handler(signal.SIGTERM, http.stop, LAST_CALL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        host, port = self._socket.getsockname()[:2]
+        log.info("Status at: http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if not ip_address(host.partition("%")[0]).is_loopback:
+            log.warning("Whoever can reach %s sees the status: there is no password (setting: sticky_status)", host)
+        gevent.spawn(_live, http, heartbeat)
+        http.serve_forever()
+
+
+def _live(http: WSGIServer, heartbeat: Callable[[], None]) -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        heartbeat()
+        gevent.sleep(TICK)
+    http.stop(0)
+
+
+class _Handler(WSGIHandler):  # type: ignore[misc]
+    def handle_one_request(self) -> Any:
+        """Serve a request of a connection, for as long as that may take (`gevent.pywsgi.WSGIHandler`)."""
+        with gevent.Timeout(DEADLINE, False):
+            return super().handle_one_request()
+        return None  # which closes the connection
+
+
+class _Application:
+    """What answers.
+
+    Args:
+        server: whose status it tells
+        log: Gunicorn's logger
+    """
+
+    def __init__(self, server: Server, log: Any) -> None:
+        self._server = server
+        self._log = log
+        self._answers = {"/": self._page, "/status": self._status, "/healthz": self._health}
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        answer = self._answers.get(environ["PATH_INFO"], self._missing)
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            answer = self._wrong
+        try:
+            status, kind, body = answer()
+        except Exception:
+            self._log.exception("Exception in the status server")
+            status, kind, body = "500 Internal Server Error", "text/plain", b"The log tells more.\n"
+        headers = [
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            ("Content-Security-Policy", _POLICY),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+        start_response(status, headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    def _page(self) -> tuple[str, str, bytes]:
+        return "200 OK", "text/html; charset=utf-8", _PAGE
+
+    def _status(self) -> tuple[str, str, bytes]:
+        return "200 OK", "application/json", json.dumps(self._server.status()).encode()
+
+    def _health(self) -> tuple[str, str, bytes]:
+        state = self._server.status()["state"]
+        return "503 Service Unavailable" if state == DOWN else "200 OK", "text/plain", f"{state}\n".encode()
+
+    def _missing(self) -> tuple[str, str, bytes]:
+        return "404 Not Found", "text/plain", b"There are /, /status, /metrics and /healthz.\n"
+
+    def _wrong(self) -> tuple[str, str, bytes]:
+        return "405 Method Not Allowed", "text/plain", b"There is only GET.\n"
