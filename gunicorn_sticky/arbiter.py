@@ -6,6 +6,7 @@ the listeners. Differences between Gunicorn's versions that matter here are met 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -192,8 +193,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         except OSError as error:
             if error.errno != errno.EADDRINUSE or "GUNICORN_PID" not in os.environ:
                 raise OSError(f"{address}: {error.strerror}") from None
-            # An old master of another version has it; see maybe_promote_master.
+            # It is of another version; see _manage_status_server.
             self.log.warning("No status while the old master has %s", address)
+            return
         if before:
             before.close()
 
@@ -414,6 +416,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _manage_status_server(self) -> None:
         """Have one status server, if it is wanted. Of two masters it is the one in charge that has it."""
+        if self.cfg.sticky_status and not self._status_socket and not self.master_pid:
+            with contextlib.suppress(OSError):
+                self._open_status_socket()
         wanted = (self.cfg, self._status_socket)
         self._status_servers.keep(wanted if self._status_socket and self._board.in_charge else None)
 
@@ -423,6 +428,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         def serve(heartbeat: Callable[[], None]) -> None:
             self._status_socket = None
             self._leave(NOBODY, NOBODY)
+            self._returns.close_sender()
             own.run(Server(self._figures, self._board), self.log, heartbeat)
 
         return serve
@@ -550,7 +556,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if before and not self.master_pid:
             self._board.other().vacate()
             self._manage_charge()
-            self._open_sockets(self.log.error)
             self._start_control_server()
 
     def _start_control_server(self) -> None:

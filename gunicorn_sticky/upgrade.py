@@ -67,10 +67,12 @@ class Legacy:
         """Return what this master was given, if it was started by one of the same version."""
         if not text:
             return None
-        version, *legacy = json.loads(text)
+        version, fds, *legacy = json.loads(text)
         if version != __version__:
+            for fd in fds:
+                os.close(fd)
             return None
-        fds, secret, (board_fd, half), owner, ends, (rings, doorbell), entrance, status = legacy
+        secret, (board_fd, half), owner, ends, (rings, doorbell), entrance, status = legacy
         for fd in fds:
             os.set_inheritable(fd, False)
         returns, *seat_channels = [Channel.inherited(*pair) for pair in ends]

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from harness import APPS, STICKY, TESTS, Server, npm_ci, wait_for
 from sio_client import Client
+from test_upgrade import ANOTHER_VERSION
 
 APP = "cluster_app:app"
 #: By session, clients from one address go to all workers. Who polls and is busy for longer than a connection is kept
@@ -580,8 +581,10 @@ def test_max_requests():
 @pytest.mark.programs
 def test_an_upgrade_from_another_version(path: str):
     """Nothing is inherited then, and the new master's socket takes the place of the old one's."""
-    config = "def pre_exec(server): server.cfg.env_orig['GUNICORN_STICKY_MASTER'] = '[\"0.0\"]'"
-    with Program(path) as program, serve("--pid", "pid", "--sticky-cluster-socket", path, config=config) as site:
+    with (
+        Program(path) as program,
+        serve("--pid", "pid", "--sticky-cluster-socket", path, config=ANOTHER_VERSION) as site,
+    ):
         site.one_each(1)
         site.send_signal(signal.SIGUSR2)
         site.wait_for_log(r"Booting worker", count=4)

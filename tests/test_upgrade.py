@@ -19,6 +19,14 @@ pytestmark = pytest.mark.features
 CLIENTS = addresses(24)
 BY_SESSION = ("--sticky-by", "session", "--sticky-session-keys", "query:session_id", "sessions:app")
 
+#: Lets a new master take the old one for one of another version.
+ANOTHER_VERSION = """
+def pre_exec(server):
+    from gunicorn_sticky import __version__
+    environ = server.cfg.env_orig
+    environ["GUNICORN_STICKY_MASTER"] = environ["GUNICORN_STICKY_MASTER"].replace(__version__, "0.0", 1)
+"""
+
 
 def ask(server: Server, client: str, path: str = "/") -> dict:
     return dict(json.loads(server.get(path, source=client).body))

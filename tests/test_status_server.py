@@ -1,0 +1,302 @@
+"""The status by HTTP: `sticky_status`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import PATIENCE, STICKY, Response, Server, addresses, descriptors, request, wait_for
+from test_proxies import reserved_port
+from test_status import sigstop
+from test_upgrade import ANOTHER_VERSION, Master
+
+pytestmark = pytest.mark.features
+
+CLIENTS = addresses(24)
+
+
+class Site(Server):
+    """A server with a status server, on a port that the kernel chooses."""
+
+    def __init__(self, *args: str, address: str = "127.0.0.1:0", **kwargs: Any) -> None:
+        super().__init__(*STICKY, "-w", "2", "--sticky-status", address, *args, "whoami:app", **kwargs)
+
+    @property
+    def status_port(self) -> int:
+        return int(self.wait_for_log(r"Status at: http://.*:(\d+)$").group(1))
+
+    def ask(self, path: str, **kwargs: Any) -> Response:
+        return request(self.status_port, path, **kwargs)
+
+    def status(self) -> dict[str, Any]:
+        response = self.ask("/status")
+        assert response.status == 200, response
+        return dict(json.loads(response.body))
+
+    def wait_for_state(self, state: str) -> None:
+        wait_for(lambda: self.status()["state"] == state, f"the server to be {state}")
+
+
+@contextlib.contextmanager
+def well(*args: str, **kwargs: Any) -> Iterator[Site]:
+    with Site(*args, **kwargs) as site:
+        site.wait_for_state("ok")
+        yield site
+
+
+# --- what it answers ---
+
+
+def test_figures():
+    with well() as site:
+        site.slots(CLIENTS)
+        wait_for(
+            lambda: sum(slot["requests"] for slot in site.status()["slots"]) == len(CLIENTS), "requests to be counted"
+        )
+        seen = site.status()
+        assert seen["pid"] == site.pid
+        assert seen["dispatcher"]["accepted"] == len(CLIENTS)
+        before = seen["time"]
+        assert 0 < site.status()["time"] - before < PATIENCE
+        site.send_signal(signal.SIGTTIN)
+        wait_for(lambda: [slot["state"] for slot in site.status()["slots"]] == ["ready"] * 3, "a third slot")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/", "text/html; charset=utf-8"), ("/status", "application/json"), ("/healthz", "text/plain")]
+)
+def test_paths(path: str, kind: str):
+    with well() as site:
+        response = site.ask(path)
+        assert (response.status, response.headers["Content-Type"]) == (200, kind)
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.body
+        head = site.ask(path, method="HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert int(head.headers["Content-Length"]) > 0
+        assert site.ask(path, method="POST", body=b"a=b").status == 405
+        assert site.ask(path + "x").status == 404
+
+
+def test_health():
+    config = """
+import os, time
+def post_fork(server, worker):
+    while os.path.exists("hold"):
+        time.sleep(0.01)
+"""
+    with well(config=config) as site:
+        (site.folder / "hold").touch()
+        for state, status in (("degraded", 200), ("down", 503)):
+            ready = [w["pid"] for slot in site.status()["slots"] for w in slot["workers"] if w["state"] == "ready"]
+            os.kill(ready[0], signal.SIGKILL)
+            site.wait_for_state(state)
+            response = site.ask("/healthz")
+            assert (response.status, response.body.decode()) == (status, f"{state}\n")
+        (site.folder / "hold").unlink()
+        site.wait_for_state("ok")
+        assert site.ask("/healthz").body == b"ok\n"
+
+
+def test_it_answers_while_everything_stands_still():
+    with well() as site, sigstop([site.pid, *site.alive("worker")]):
+        (dispatcher,) = site.alive("dispatcher")
+        os.kill(dispatcher, signal.SIGKILL)
+        wait_for(lambda: site.status()["dispatcher"]["pid"] is None, "the dispatcher's end to be seen")
+        assert site.ask("/").status == 200
+        assert site.status()["state"] == "degraded"
+
+
+def test_silent_clients_are_sent_away():
+    """More connections than it serves at once, none of which ever sends a whole request."""
+    with well() as site, contextlib.ExitStack() as stack:
+        port = site.status_port
+        for number in range(120):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            client.sendall(b"GET / HTTP/1.1\r\n" if number % 2 else b"")
+        assert site.ask("/healthz").body == b"ok\n"
+
+
+# --- its process ---
+
+
+def test_a_killed_one_is_replaced_and_no_connection_is_refused():
+    with well() as site:
+        port = site.status_port
+        (before,) = site.alive("status server")
+        os.kill(before, signal.SIGKILL)
+        assert request(port, "/healthz").body == b"ok\n"
+        site.wait_for_log("Status server .* has died")
+        assert site.status_port == port
+        assert site.alive("status server") != [before]
+
+
+def test_one_that_hangs_is_replaced():
+    with well("--timeout", "2") as site:
+        (before,) = site.alive("status server")
+        os.kill(before, signal.SIGSTOP)
+        site.wait_for_log(rf"STATUS SERVER TIMEOUT \(pid:{before}\)")
+        assert site.ask("/healthz").body == b"ok\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_the_master(number: int):
+    with well() as site:
+        port = site.status_port
+        site.send_signal(number)
+        site.process.wait(PATIENCE)
+        wait_for(lambda: not site.session(), "all processes to end")
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_nobody_else_has_its_socket_and_it_has_nobody_elses():
+    def sockets(pid: int) -> set[str]:
+        return {link for link in descriptors(pid) if link.startswith("socket:")}
+
+    with well() as site:
+        (own,) = site.alive("status server")
+        site.slots(CLIENTS)
+        others = [*site.alive("worker"), *site.alive("dispatcher")]
+        wait_for(lambda: len(sockets(own)) == 1, "answers to be sent")
+        assert sockets(own) < sockets(site.pid)
+        assert not any(sockets(own) & sockets(pid) for pid in others)
+
+
+def test_it_gives_up_privileges_and_reopens_logs():
+    entry = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    # The Python that runs the tests may be one that only its owner can read: the workers keep theirs, and what gevent
+    # would import late is here already.
+    config = """
+import gevent
+gevent.config.loop, gevent.config.format_context, gevent.config.threadpool, gevent.config.resolver
+def post_fork(server, worker):
+    worker.cfg.set("user", None)
+    worker.cfg.set("group", None)
+"""
+    with well("--user", entry.pw_name, "--group", str(entry.pw_gid), config=config) as site:
+        (pid,) = site.alive("status server")
+        assert "Uid:" + f"\t{entry.pw_uid}" * 4 in Path(f"/proc/{pid}/status").read_text()
+        site.send_signal(signal.SIGUSR1)
+        assert site.ask("/healthz").body == b"ok\n"
+        assert site.alive("status server") == [pid]
+
+
+def test_with_a_preloaded_application_that_patches_the_standard_library():
+    with Server(*STICKY, "-w", "2", "--preload", "--sticky-status", "127.0.0.1:0", "patched:app") as server:
+        port = int(server.wait_for_log(r"Status at: http://.*:(\d+)$").group(1))
+        wait_for(lambda: request(port, "/healthz").body == b"ok\n", "the server to be well")
+        server.slots(CLIENTS)
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Status at", count=2)
+        wait_for(lambda: request(port, "/healthz").body == b"ok\n", "the server to be well again")
+
+
+# --- the address ---
+
+
+def nobody_listens(port: int) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+def test_an_address_in_use_stops_the_start():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with Site("--pid", "pid", address=f"127.0.0.1:{port}") as site:
+            assert site.process.wait(PATIENCE) == 1
+            assert re.fullmatch(
+                rf"\s*Error: Invalid sticky_status: 127.0.0.1:{port}: Address already in use\s*", site.log
+            )
+            assert not (site.folder / "pid").exists()
+
+
+def test_a_name_and_ipv6():
+    with well(address="localhost:0") as site:
+        assert not re.search("no password", site.log)
+    with Site(address="[::1]:0") as site:
+        port = int(site.wait_for_log(r"Status at: http://\[::1\]:(\d+)$").group(1))
+        assert request(port, "/healthz", host="::1").status in (200, 503)
+
+
+def test_a_warning_beyond_loopback():
+    with well(address="0.0.0.0:0") as site:
+        site.wait_for_log(r"\[WARNING\] Whoever can reach 0\.0\.0\.0 sees the status.*\(setting: sticky_status\)")
+
+
+def test_a_reload_changes_the_address():
+    with (
+        Server(*STICKY, "-w", "2", "whoami:app") as server,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        reserved_port() as first,
+        reserved_port() as second,
+    ):
+
+        def reload(address: str) -> None:
+            server.config.write_text(f"sticky_status = {address!r}")
+            known = server.booted("worker")
+            server.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(set(server.alive("worker")) - set(known)) == 2, "new workers")
+            wait_for(lambda: not set(server.alive("worker")) & set(known), "the old workers' end")
+
+        server.slots(CLIENTS)
+        for address, port in ((f":{first}", first), (f"localhost:{second}", second)):
+            reload(address)
+            wait_for(lambda: len(server.alive("status server")) == 1, "one status server")
+            assert request(port, "/healthz").body == b"ok\n"
+        nobody_listens(first)
+        reload(f"127.0.0.1:{other.getsockname()[1]}")
+        server.wait_for_log(r"\[ERROR\] Invalid sticky_status: .* Address already in use")
+        assert request(second, "/healthz").body == b"ok\n"
+        reload("")
+        wait_for(lambda: not server.alive("status server"), "the status server's end")
+        nobody_listens(second)
+
+
+# --- an upgrade ---
+
+
+def test_an_upgrade_and_the_way_back():
+    with well("--pid", "pid") as site:
+        port = site.status_port
+
+        def master() -> int:
+            return int(json.loads(request(port, "/status").body)["pid"])
+
+        assert master() == site.pid
+        new = Master(site)
+        wait_for(lambda: master() == new.pid and master() == new.pid, "the new master's status")
+        new.end()
+        wait_for(lambda: master() == site.pid, "the old master's status")
+        new = Master(site)
+        site.stop()
+        new.be_promoted()
+        assert master() == new.pid
+        new.end()
+
+
+def test_an_upgrade_from_another_version():
+    """Nothing is inherited then, and the old master has the address until it goes."""
+    with (
+        reserved_port() as port,
+        well("--pid", "pid", config=ANOTHER_VERSION, address=f"127.0.0.1:{port}") as site,
+    ):
+        site.send_signal(signal.SIGUSR2)
+        site.wait_for_log(rf"\[WARNING\] No status while the old master has 127\.0\.0\.1:{port}")
+        site.wait_for_log("Booting worker", count=4)
+        old, site.pid = site.pid, int(wait_for(lambda: (site.folder / "pid.2").read_text(), "the new master's pid"))
+        assert site.status()["pid"] == old
+        os.kill(old, signal.SIGTERM)
+        site.process.wait(PATIENCE)
+        site.wait_for_log("Status at", count=2)
+        assert site.status()["pid"] == site.pid
+        site.send_signal(signal.SIGTERM)
+        wait_for(lambda: not site.is_running, "the new master's end")
