@@ -28,6 +28,7 @@ from .figures import Figures
 from .seat import Seat
 from .session import OWNERS
 from .slots import SECRET_SIZE
+from .statsd import Reporter
 from .status import Server
 from .worker import GeventStickyWorker
 
@@ -122,6 +123,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._figures = Figures()
+        self._statsd: Reporter | None = None
         #: How many dispatchers there have been.
         self._dispatched = 0
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
@@ -160,6 +162,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         row = self._figures.master()
         row[figures.PID], row[figures.HALF] = os.getpid(), self._board.half
         super().start()
+        if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
+            self._statsd = Reporter(self.log, Server(self._figures, self._board))
         if settings.affinity(self.cfg).by == "ip" and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
         ):
@@ -360,6 +364,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for slot, channel in enumerate(self._channels):
             seats = self._seat_channels[slot * SEATS : (slot + 1) * SEATS]
             self._figures.slot(slot)[figures.WAITING] = sum(queue.queued() for queue in (channel, *seats))
+        if self._statsd:
+            self._statsd.report()
         count = len(self.WORKERS)
         if self._last_logged_active_worker_count != count:
             self._last_logged_active_worker_count = count

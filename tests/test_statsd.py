@@ -1,0 +1,322 @@
+"""The figures as metrics, by Gunicorn's statsd logger."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from harness import APPS, PATIENCE, STICKY, TESTS, Server, addresses, wait_for
+
+from gunicorn_sticky import figures, statsd
+from gunicorn_sticky.board import SEATS, Board
+from gunicorn_sticky.figures import Figures
+from gunicorn_sticky.statsd import Reporter
+from gunicorn_sticky.status import Server as Status
+
+pytestmark = pytest.mark.features
+
+CLIENTS = addresses(24)
+ROW = re.compile(r"\| `gunicorn\.sticky\.(\S+)` \| (gauge|counter) \|")
+
+
+class Agent:
+    """Reads what is sent by statsd's protocol."""
+
+    def __init__(self, datagrams: socket.socket, prefix: str = "", tags: str = "") -> None:
+        self._socket = datagrams
+        datagrams.setblocking(False)
+        self._line = re.compile(rf"{re.escape(prefix)}gunicorn\.sticky\.(\S+):(\S+)\|(g|c\|@1\.0){re.escape(tags)}")
+        self.gauges: dict[str, float] = {}
+        self.counters: Counter[str] = Counter()
+        #: How often all gauges have come.
+        self.reports = 0
+
+    def read(self) -> Agent:
+        """Take in all that has come until now."""
+        with contextlib.suppress(BlockingIOError):
+            while line := self._socket.recv(65536).decode():
+                if ".sticky." in line:
+                    match = self._line.fullmatch(line)
+                    assert match, line
+                    self._take(*match.groups())
+        return self
+
+    def _take(self, name: str, value: str, kind: str) -> None:
+        if kind == "g":
+            self.gauges[name] = float(value)
+            self.reports += name == "slots"
+        else:
+            assert int(value) > 0, name
+            self.counters[name] += int(value)
+
+    def of_slots(self, name: str) -> int:
+        return sum(count for metric, count in self.counters.items() if re.fullmatch(rf"slot\.\d+\.{name}", metric))
+
+
+@contextlib.contextmanager
+def agent(address: Any, **kwargs: str) -> Iterator[tuple[Agent, str]]:
+    """Yield an agent, and what --statsd-host is to say."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(address)
+        name = datagrams.getsockname()
+        yield Agent(datagrams, **kwargs), f"unix://{name}" if isinstance(name, str) else f"{name[0]}:{name[1]}"
+
+
+# --- with the real server ---
+
+
+@pytest.mark.parametrize("options", ["udp", "udp with prefix and tags", "unix"])
+def test_figures_are_sent(options: str, tmp_path: Path):
+    address = str(tmp_path / "agent") if options == "unix" else ("127.0.0.1", 0)
+    form, args = {}, ()
+    if "prefix" in options:
+        form = {"prefix": "shop.", "tags": "|#zone:a,app:b"}
+        args = ("--statsd-prefix", "shop", "--dogstatsd-tags", "zone:a,app:b")
+    with (
+        agent(address, **form) as (heard, host),
+        Server(*STICKY, "-w", "2", "--statsd-host", host, *args, "whoami:app") as server,
+    ):
+        with ThreadPoolExecutor() as pool:  # a worker whose metrics nobody reads would stand still
+            asked = pool.submit(server.slots, CLIENTS)
+            wait_for(lambda: heard.read() and asked.done(), "all answers")
+        wait_for(lambda: heard.read().of_slots("requests") == len(CLIENTS), "all requests")
+        wait_for(lambda: heard.read().gauges["slots_ready"] == 2, "all workers")
+        assert heard.counters["dispatcher.accepted"] == heard.counters["dispatcher.keys.ip"] == len(CLIENTS)
+        assert heard.of_slots("dispatched") == len(CLIENTS)
+        assert heard.of_slots("cpu_ms") > 0
+        for slot in (0, 1):
+            assert heard.gauges[f"slot.{slot}.state"] == 3
+            assert heard.gauges[f"slot.{slot}.memory_bytes"] > 1 << 20
+        with ExitStack() as stack:
+            for _ in range(6):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_for(
+                lambda: {heard.read().gauges[f"slot.{slot}.connections"] for slot in (0, 1)} == {0, 6},
+                "six connections at one worker",
+            )
+            assert heard.gauges["imbalance"] == 2
+        wait_for(lambda: not any(heard.read().gauges[f"slot.{slot}.connections"] for slot in (0, 1)), "their end")
+        assert heard.of_slots("requests") == len(CLIENTS) + 6
+        assert "Error sending" not in server.log
+
+
+def test_counters_go_on_when_workers_are_replaced_and_slots_removed():
+    with (
+        agent(("127.0.0.1", 0)) as (heard, host),
+        Server(*STICKY, "-w", "2", "--statsd-host", host, "whoami:app") as server,
+    ):
+        server.slots(CLIENTS)
+        old = server.alive("worker")
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not {*old} & {*server.alive("worker")}, "the old workers' end")
+        server.slots(CLIENTS)
+        wait_for(lambda: heard.read().of_slots("requests") == 2 * len(CLIENTS), "the requests of both")
+        assert heard.of_slots("restarts") == 2
+        server.send_signal(signal.SIGTTOU)
+        wait_for(lambda: heard.read().gauges["slots"] == 1, "one slot")
+        wait_for(lambda: heard.read().gauges["slot.1.memory_bytes"] == 0, "the end of its gauges")
+        server.send_signal(signal.SIGTTIN)
+        wait_for(lambda: heard.read().gauges["slots_ready"] == 2, "two slots")
+        server.slots(CLIENTS)
+        wait_for(lambda: heard.read().of_slots("requests") >= 3 * len(CLIENTS), "the requests of all")
+        assert heard.of_slots("requests") == 3 * len(CLIENTS)
+
+
+def test_a_reader_that_stands_still_does_not_hold_up_the_arbiter(tmp_path: Path):
+    with (
+        agent(str(tmp_path / "agent")) as (heard, host),
+        Server(*STICKY, "-w", "2", "--statsd-host", host, "whoami:app") as server,
+    ):
+        server.wait_for_log("Booting dispatcher")
+        wait_for(lambda: heard.read().gauges.get("slots_ready") == 2, "the workers")
+        fill(tmp_path / "agent")
+        wait_for_reports(server)
+        wait_for(lambda: heard.read().reports >= 5, "reports, now that they are read again")
+        fill(tmp_path / "agent")
+        assert server.stop() == 0
+
+
+def fill(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(BlockingIOError):
+        sender.connect(str(path))
+        sender.setblocking(False)
+        while True:
+            sender.send(b"knock")
+
+
+def wait_for_reports(server: Server) -> None:
+    """Wait until the master has gone to sleep a few times, which it does once a second."""
+
+    def slept() -> int:
+        match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", Path(f"/proc/{server.pid}/status").read_text(), re.M)
+        assert match
+        return int(match[1])
+
+    before = slept()
+    wait_for(lambda: slept() >= before + 5, "the arbiter's loop")
+
+
+@pytest.mark.parametrize("kind", ["udp", "unix"])
+def test_a_reader_that_goes_earns_no_flood_of_errors(kind: str, tmp_path: Path):
+    address = str(tmp_path / "agent") if kind == "unix" else ("127.0.0.1", 0)
+    with agent(address) as (heard, host), ExitStack() as stack:
+        server = stack.enter_context(Server(*STICKY, "-w", "1", "--statsd-host", host, "whoami:app"))
+        wait_for(lambda: heard.read().gauges.get("slots_ready") == 1, "the first report")
+        stack = stack.pop_all()
+    with stack:
+        wait_for_reports(server)
+        assert server.log.count("Error sending message to statsd") == (kind == "unix")
+        if kind == "udp":
+            name, port = host.split(":")
+            with agent((name, int(port))) as (heard, _host):
+                wait_for(lambda: heard.read().reports >= 2, "reports, now that they are read again")
+
+
+def test_a_logger_of_ones_own_is_given_the_metrics(tmp_path: Path):
+    (tmp_path / "own.py").write_text(
+        "from gunicorn.glogging import Logger\n\n"
+        "class Own(Logger):\n"
+        "    def debug(self, message, *args, extra=None, **kwargs):\n"
+        "        if extra:\n"
+        "            print(extra['metric'], extra['mtype'], extra['value'], flush=True)\n"
+    )
+    args = ("--logger-class", "own.Own", "--statsd-host", "127.0.0.1:8125")
+    with Server(*STICKY, "-w", "1", *args, "whoami:app", env={"PYTHONPATH": f"{tmp_path}:{APPS}"}) as server:
+        server.wait_for_log(r"^gunicorn\.sticky\.slots_ready gauge 1$")
+        server.get()
+        server.wait_for_log(r"^gunicorn\.sticky\.slot\.0\.requests counter 1$")
+
+
+def test_a_reload_keeps_the_agent():
+    """As it does for Gunicorn's own metrics: the logger's socket is opened at the start."""
+    with agent(("127.0.0.1", 0)) as (first, host), agent(("127.0.0.1", 0)) as (second, other):
+        config = f"statsd_host = {host!r}\nworkers = 1\n"
+        with Server(*STICKY, "whoami:app", config=config) as server:
+            wait_for(lambda: first.read().gauges.get("slots_ready") == 1, "the worker")
+            server.config.write_text(config.replace(host, other))
+            server.send_signal(signal.SIGHUP)
+            wait_for(lambda: first.read().counters["slot.0.restarts"] == 1, "its successor")
+            assert not second.read().gauges
+    with Server(*STICKY, "whoami:app", config="workers = 1\n") as server, agent(("127.0.0.1", 0)) as (heard, host):
+        server.wait_for_log("Booting dispatcher")
+        server.config.write_text(f"statsd_host = {host!r}\nworkers = 1\n")
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Booting worker", count=2)
+        wait_for(lambda: len(server.alive("worker")) == 1, "the old worker's end")
+        assert not heard.read().gauges
+
+
+def test_of_two_masters_the_one_in_charge_is_heard():
+    with (
+        agent(("127.0.0.1", 0)) as (heard, host),
+        Server(*STICKY, "-w", "2", "--statsd-host", host, "--pid", "pid", "whoami:app") as server,
+    ):
+        server.slots(CLIENTS)
+        wait_for(lambda: heard.read().gauges.get("slots_ready") == 2, "the workers")
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log(r"Master\.2 accepts connections now")
+        server.slots(CLIENTS)
+        wait_for(lambda: heard.read().of_slots("requests") == 2 * len(CLIENTS), "the requests of both masters")
+        server.send_signal(signal.SIGTERM)
+        server.process.wait(PATIENCE)
+        reports = heard.read().reports
+        wait_for(lambda: heard.read().reports >= reports + 2, "the new one's reports")
+        os.kill(int((server.folder / "pid").read_text()), signal.SIGTERM)
+
+
+# --- what is sent, and when ---
+
+
+class Log:
+    """A logger that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def debug(self, message: str, extra: dict[str, Any]) -> None:
+        assert message == ""
+        self.sent.append(extra)
+
+    def take(self, kind: str) -> dict[str, float]:
+        sent, self.sent = self.sent, []
+        return {found["metric"]: found["value"] for found in sent if found["mtype"] == kind}
+
+
+class Rig:
+    """A server of this process only, and its reporter."""
+
+    def __init__(self) -> None:
+        self.figures, self.board, self.log = Figures(), Board(), Log()
+        self.board.slots = self.board.count = 2
+        for slot in range(2):
+            self.board.take(slot * SEATS, slot + 1, slot + 1)
+            self.board.claim(slot, slot * SEATS)
+            self.figures.worker(slot * SEATS)[figures.PID] = os.getpid()
+        figures.begin(self.figures.dispatcher(0), gauges=3)
+        self.figures.dispatcher(0)[figures.PID] = os.getpid()
+        self.status = Status(self.figures, self.board)
+        self.reporter = Reporter(self.log, self.status)
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(statsd, "INTERVAL", 0)
+    return Rig()
+
+
+def test_once_a_second(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statsd, "INTERVAL", 3600)
+    rig.reporter.report()
+    assert rig.log.take("gauge")
+    rig.reporter.report()
+    assert not rig.log.sent
+
+
+def test_counters_are_sent_as_what_has_been_added(rig: Rig):
+    rig.reporter.report()
+    assert set(rig.log.take("counter")) <= {f"gunicorn.sticky.{of}.cpu_ms" for of in ("slot.0", "slot.1", "dispatcher")}
+    row = rig.figures.worker(0)
+    for total, expected in ((3, 3), (3, None), (10, 7), (1, None), (2, 1)):
+        row[figures.REQUESTS] = total
+        rig.reporter.report()
+        assert rig.log.take("counter").get("gunicorn.sticky.slot.0.requests") == expected
+
+
+def test_cpu_time_begins_anew_with_a_process(rig: Rig):
+    name = "gunicorn.sticky.slot.0.cpu_ms"
+    status = rig.status.status()
+    (worker,) = status["slots"][0]["workers"]
+    reporter = Reporter(rig.log, SimpleNamespace(status=lambda: status))
+    for worker["pid"], worker["cpu_seconds"], expected in ((1, 0.5, 500), (1, 0.75, 250), (2, 0.1, 100), (1, 0.2, 200)):
+        reporter.report()
+        assert rig.log.take("counter")[name] == expected
+
+
+def test_who_is_not_in_charge_tells_no_gauges(rig: Rig):
+    rig.board.other().take_charge()
+    rig.figures.worker(0)[figures.REQUESTS] = 5
+    rig.reporter.report()
+    sent = list(rig.log.sent)
+    assert rig.log.take("gauge") == {}
+    assert {"metric": "gunicorn.sticky.slot.0.requests", "value": 5, "mtype": "counter"} in sent
+
+
+def test_the_page_lists_all_metrics(rig: Rig):
+    page = (TESTS.parent / "docs" / "monitoring.md").read_text()
+    sent = {
+        (re.sub(r"slot\.\d+", "slot.N", metric.name), metric.type) for metric in statsd.metrics(rig.status.status())
+    }
+    assert set(ROW.findall(page)) == sent
