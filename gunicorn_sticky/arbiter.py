@@ -566,5 +566,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _start_control_server(self) -> None:
         """Open the control socket, unless it is the old master's still."""
-        if not self.master_pid:
-            super()._start_control_server()
+        if self.master_pid:
+            return
+        super()._start_control_server()
+        if self._control_server:
+            from .control import Commands  # brings asyncio along, which workers need not have
+
+            self._control_server.handlers = Commands(self, Server(self._figures, self._board))

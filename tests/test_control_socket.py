@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 from typing import Any
 
 import pytest
 from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
+
+from gunicorn_sticky.status import find
 
 pytestmark = pytest.mark.features
 
@@ -59,6 +63,74 @@ def test_show_stats(quiet: Server):
     shown = control(quiet, "show stats")
     assert (shown["pid"], shown["workers_current"], shown["workers_target"]) == (quiet.pid, 2, 2)
     assert (shown["workers_spawned"], shown["reloads"]) == (2, 0)
+
+
+# --- what we add ---
+
+
+def stable(shown: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may be another one each time."""
+    changing = ("age", "connections", "cpu_seconds", "memory_bytes")
+    return {name: value for name, value in shown.items() if name not in changing}
+
+
+def test_workers_are_shown_with_their_slots(quiet: Server):
+    slots = {who["pid"]: who["slot"] for who in (quiet.who(source=client) for client in CLIENTS)}
+    for command, name in (("show workers", "workers"), ("show all", "web_workers")):
+        shown = control(quiet, command)[name]
+        assert {worker["pid"]: worker["slot"] for worker in shown} == slots
+        assert [worker["state"] for worker in shown] == ["ready", "ready"]
+        assert all(worker["memory_bytes"] > 1 << 20 for worker in shown)
+
+
+def test_the_dispatcher_is_shown_beside_the_workers(quiet: Server):
+    shown = control(quiet, "show all")
+    assert [shown["dispatcher"]["pid"]] == quiet.alive("dispatcher")
+    assert shown["dispatcher"]["accepted"] >= len(CLIENTS)
+
+
+def test_stats_have_the_status(quiet: Server):
+    shown = control(quiet, "show stats")["sticky"]
+    (found,) = find(quiet.pid)
+    expected = json.loads(json.dumps(found.status()))
+    assert stable(shown["dispatcher"]) == stable(expected["dispatcher"])
+    for slot, same in zip(shown["slots"], expected["slots"], strict=True):
+        assert [stable(worker) for worker in slot.pop("workers")] == [stable(worker) for worker in same.pop("workers")]
+        assert slot == same
+    assert (shown["state"], shown["pid"]) == ("ok", quiet.pid)
+
+
+@pytest.mark.parametrize("command", ["show workers", "show all", "show stats"])
+def test_gunicornc_prints_its_own_columns(quiet: Server, command: str):
+    """It knows nothing of what is added, and leaves that out."""
+    tool = [str(BIN / "gunicornc"), "-s", str(quiet.folder / "control"), "-c", command]
+    done = subprocess.run(tool, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0
+    assert str(quiet.pid if command == "show stats" else quiet.alive("worker")[0]) in done.stdout
+    assert not re.search("slot|sticky|dispatcher|ready", done.stdout)
+
+
+def test_the_answers_stay_when_workers_come_and_go():
+    """The control server is stopped and started around each fork."""
+    with Server(*STICKY, "-w", "2", "busy:app", control_socket=True) as server:
+        wait_for(lambda: control(server, "show stats")["sticky"]["state"] == "ok", "all workers")
+        control(server, "worker add 2")
+        wait_for(lambda: control(server, "show stats")["sticky"]["state"] == "ok", "four workers")
+        assert [worker["slot"] for worker in control(server, "show workers")["workers"]] == [0, 1, 2, 3]
+        source = next(client for client in addresses(60) if server.who(source=client)["slot"] == 3)
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE, (source, 0)) as client:
+            client.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_for(lambda: control(server, "show workers")["workers"][3]["connections"] == 1, "its request")
+            control(server, "worker remove")
+            wait_for(
+                lambda: (
+                    [(worker["slot"], worker["state"]) for worker in control(server, "show workers")["workers"]]
+                    == [(0, "ready"), (1, "ready"), (2, "ready"), (None, "draining")]
+                ),
+                "the worker of a slot that is no more",
+            )
+            (server.folder / "release").touch()
+            assert client.recv(12) == b"HTTP/1.1 200"
 
 
 def test_show_config(quiet: Server):
