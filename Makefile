@@ -44,10 +44,12 @@ docs: $(READY)
 # Writes docs/benchmarks.md.
 bench: $(BENCH_READY)
 	$(BIN)/python benchmarks/startup_hook.py
+	$(BIN)/python benchmarks/counting.py
 	$(BIN)/python benchmarks/compare.py
 
 # The same with fewer contenders and shorter runs; writes build/benchmarks.md.
 bench-quick: $(BENCH_READY)
+	$(BIN)/python benchmarks/counting.py --rounds 3
 	$(BIN)/python benchmarks/compare.py --quick $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # Whether broadcasts between workers are as fast as promised, and faster than through Redis.
