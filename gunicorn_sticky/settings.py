@@ -335,6 +335,21 @@ class StickyTrustedProxies(_Grouped, Setting):  # type: ignore[misc]
         """
 
 
+class StickySlotHeader(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_slot_header"
+    cli = ("--sticky-slot-header",)
+    action = "store_true"
+    validator = validate_bool
+    default = False
+    desc = """\
+        Tell in each response which slot has served it: ``X-Sticky-Slot: 2``.
+
+        For debugging: clients see it. WebSocket handshakes do not have it, as
+        the application answers them itself, on the socket, nor do errors that
+        it has not seen.
+        """
+
+
 class StickyClusterSocket(_Grouped, Setting):  # type: ignore[misc]
     name = "sticky_cluster_socket"
     cli = ("--sticky-cluster-socket",)

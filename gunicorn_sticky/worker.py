@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,15 @@ class _Served:
         self.count = 0
         #: What Gunicorn has parsed from the PROXY header.
         self.proxy = parcel.proxy
+
+
+def _with_headers(more: Sequence[tuple[str, str]], start_response: Any) -> Any:
+    """Return a start_response that also sends our own headers."""
+
+    def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Any:
+        return start_response(status, [*headers, *more], *args)
+
+    return start
 
 
 class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
@@ -180,15 +189,22 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Load the application, and let it see slot and key."""
         super().load_wsgi()
+        if not self._seat:
+            return
         application: Any = self.wsgi
+        by_cookie = self._affinity.by == "cookie"
+        slot_header = [("X-Sticky-Slot", str(self.slot))] if self.cfg.sticky_slot_header else []
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             served = self._served.get(environ["gunicorn.socket"])
             if served is not None:
                 environ["gunicorn_sticky.slot"] = self.slot
                 environ["gunicorn_sticky.key"] = served.key
-                if self._affinity.by == "cookie" and not self._is_mine(served.key):
-                    start_response = self._with_cookie(environ, start_response)
+                headers = slot_header
+                if by_cookie and not self._is_mine(served.key):
+                    headers = [*slot_header, self._cookie(environ)]
+                if headers:
+                    start_response = _with_headers(headers, start_response)
             response: Iterable[bytes] = application(environ, start_response)
             return response
 
@@ -201,15 +217,11 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._active += change
             self._seat.board.set_active(self.seat, self._active)
 
-    def _with_cookie(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """Return a start_response that also sets our cookie (RFC 6265)."""
+    def _cookie(self, environ: dict[str, Any]) -> tuple[str, str]:
+        """Return the header that sets our cookie (RFC 6265)."""
         secure = "; Secure" if environ["wsgi.url_scheme"] == "https" else ""
         cookie = f"{self.cfg.sticky_cookie}={session.session_id()}; Path=/; HttpOnly; SameSite=Lax{secure}"
-
-        def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Any:
-            return start_response(status, [*headers, ("Set-Cookie", cookie)], *args)
-
-        return start
+        return "Set-Cookie", cookie
 
     def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""

@@ -106,6 +106,7 @@ def test_defaults(tmp_path):
         "sticky_ipv6_prefix": "64",
         "sticky_proxy": "None",
         "sticky_session_keys": "['query:sid']",
+        "sticky_slot_header": "False",
         "sticky_status": "None",
         "sticky_sync": "False",
         "sticky_sync_event": "sticky-sessions:sync",
@@ -115,7 +116,7 @@ def test_defaults(tmp_path):
 
 
 def test_good_values_on_the_command_line(tmp_path):
-    switches = ["--sticky-proxy", "--sticky-ignore-missing-header", "--sticky-sync"]
+    switches = ["--sticky-proxy", "--sticky-ignore-missing-header", "--sticky-sync", "--sticky-slot-header"]
     names = ["--sticky-by=header", "--sticky-header=CF-Connecting-IP", "--sticky-sync-event=ready: go"]
     numbers = ["--sticky-header-timeout=1", "--sticky-sync-timeout=3600", "--sticky-ipv6-prefix=128"]
     names += ["--sticky-cluster-socket=unix:/run/a.sock", "--sticky-status=[::1]:9180"]
@@ -134,6 +135,7 @@ def test_good_values_on_the_command_line(tmp_path):
         "sticky_ipv6_prefix": "128",
         "sticky_proxy": "True",
         "sticky_session_keys": "['query:s.d', 'header:Mcp-Session-Id', 'cookie:sid']",
+        "sticky_slot_header": "True",
         "sticky_status": "[::1]:9180",
         "sticky_sync": "True",
         "sticky_sync_event": "ready: go",
@@ -153,6 +155,7 @@ sticky_header_timeout = 2
 sticky_ignore_missing_header = True
 sticky_ipv6_prefix = 1
 sticky_session_keys = ["header:x-sid", "query:sid"]
+sticky_slot_header = True
 sticky_status = "9180"
 sticky_sync = "true"
 sticky_sync_event = "x"
@@ -173,6 +176,7 @@ def sticky_connection(worker, connection):
         "sticky_ipv6_prefix": "1",
         "sticky_proxy": "None",
         "sticky_session_keys": "['header:x-sid', 'query:sid']",
+        "sticky_slot_header": "True",
         "sticky_status": "127.0.0.1:9180",
         "sticky_sync": "True",
         "sticky_sync_event": "x",
@@ -246,6 +250,7 @@ def test_bad_value_on_the_command_line(name, value):
         ("sticky_status", 9180),
         ("sticky_trusted_proxies", 1),
         ("sticky_ignore_missing_header", "perhaps"),
+        ("sticky_slot_header", "perhaps"),
         ("sticky_sync", 1),
         ("sticky_sync_event", None),
         ("sticky_sync_timeout", 0),
