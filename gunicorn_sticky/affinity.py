@@ -49,6 +49,20 @@ class Affinity:
         """Whether the key is the owner of a session."""
         return self.by in ("session", "cookie")
 
+    def __str__(self) -> str:
+        """Return what the log says of it."""
+        what = [self.by]
+        if self.by == "header":
+            otherwise = ", otherwise ip" if self.ignore_missing else ""
+            what = [f"header {self.header}{otherwise}", f"trusted proxies: {', '.join(self.trusted) or 'none'}"]
+        elif self.by_session:
+            what = [f"{self.by} ({', '.join(self.session_keys)})", f"balance: {self.balance}"]
+        if self.proxies:
+            what.append(f"PROXY header from: {', '.join(self.proxies)}")
+        if not self.by_session:
+            what.append(f"IPv6 prefix: {self.ipv6_prefix}")
+        return "; ".join(what)
+
 
 def _membership(networks: Sequence[str]) -> Callable[[str], bool]:
     """Return a function that tells whether an address is in one of the networks."""

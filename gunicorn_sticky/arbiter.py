@@ -27,6 +27,7 @@ from .children import Body, Children
 from .figures import Figures
 from .seat import Seat
 from .session import OWNERS
+from .slot_log import SlotLog
 from .slots import SECRET_SIZE
 from .statsd import Reporter
 from .status import Server
@@ -41,7 +42,7 @@ WORKERS_PER_SLOT = 2
 RESPAWN_WORKER = 1.0
 #: In the place of a slot or a seat.
 NOBODY = -1
-#: Seconds between two looks at the workers, in a new master that waits for them.
+#: Seconds between two looks at the workers, while something is expected of them.
 POLL = 0.1
 
 
@@ -124,6 +125,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._figures = Figures()
         self._statsd: Reporter | None = None
+        self._slot_log = SlotLog(self._figures, self._board)
         #: How many dispatchers there have been.
         self._dispatched = 0
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
@@ -325,6 +327,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
+        self._slot_log.announce(self.log, settings.affinity(self.cfg), self.num_workers)
         now = time.monotonic()
         for slot in range(self.num_workers):
             workers = self._workers_of(slot)
@@ -337,6 +340,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._manage_charge()
         self._manage_status_server()
         self._report()
+        self._slot_log.look(self.log, self.num_workers)
 
     def _stays(self, worker: Any) -> bool:
         """Tell whether a slot needs nobody else than this worker."""
@@ -469,6 +473,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             if not (worker.alive and self._board.is_booting(worker.seat)):
                 self._worker_not_before.pop(worker.slot, None)
         self._leave_seats()
+        self._slot_log.look(self.log, self.num_workers)
         self._manage_charge()
         if self._board.phase == RUNNING:
             self._dismiss_workers()
@@ -482,7 +487,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for children in (self._dispatchers, self._status_servers):
             if (due := children.due()) > 0:
                 timeout = min(timeout, due)
-        if not self._board.in_charge:
+        if not self._board.in_charge or not self._slot_log.is_settled():
             timeout = min(timeout, POLL)
         return super().wait_for_signals(timeout)
 

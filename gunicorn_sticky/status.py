@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,20 @@ def _process(pid: int) -> dict[str, Any] | None:
     if state == "Z":
         return None
     return {"cpu_seconds": (int(numbers[10]) + int(numbers[11])) / _TICK, "memory_bytes": int(numbers[20]) * _PAGE}
+
+
+def worker_state(board: Board, slot: int, seat: int) -> str:
+    """Return how the worker in a seat is."""
+    if board.is_booting(seat):
+        return STARTING
+    if board.taker(slot) == seat and board.is_open(slot):
+        return READY
+    return DRAINING
+
+
+def slot_state(states: Container[str]) -> str:
+    """Return how a slot is whose workers are in these states."""
+    return next((state for state in (READY, STARTING, DRAINING) if state in states), DOWN)
 
 
 class Server:
@@ -84,7 +98,7 @@ class Server:
         counted = [dict(zip(WORKER, self._figures.worker(seat), strict=True)) for seat in seats]
         return {
             "slot": slot,
-            "state": next((state for state in (READY, STARTING, DRAINING) if state in states), DOWN),
+            "state": slot_state(states),
             "workers": sorted(found, key=lambda worker: worker["age"]),
             "waiting": row[tables.WAITING],
             "restarts": max(row[tables.WORKERS] - 1, 0),
@@ -92,18 +106,13 @@ class Server:
         }
 
     def _worker(self, slot: int, seat: int, now: float) -> dict[str, Any] | None:
-        board, row = self._board, self._figures.worker(seat)
+        row = self._figures.worker(seat)
         pid, seen = row[tables.PID], _process(row[tables.PID])
         if pid and seen is None:
             return None  # killed a moment ago
-        state = DRAINING
-        if board.is_booting(seat):
-            state = STARTING
-        elif board.taker(slot) == seat and board.is_open(slot):
-            state = READY
         return {
             "pid": pid,
-            "state": state,
+            "state": worker_state(self._board, slot, seat),
             "age": now - row[tables.STARTED] / 1e9,
             "connections": row[tables.CONNECTIONS],
             **(seen or {"cpu_seconds": 0.0, "memory_bytes": 0}),

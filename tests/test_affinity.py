@@ -335,3 +335,27 @@ def test_no_more_is_awaited_than_the_source():
         for size in range(enough):
             with pytest.raises(Incomplete):
                 by_session(where).first(data, size, PEER)
+
+
+# --- what the log says of it ---
+
+
+@pytest.mark.parametrize(
+    ("affinity", "text"),
+    [
+        (Affinity(), "ip; IPv6 prefix: 64"),
+        (Affinity(proxies=("10.0.0.1", "::1")), "ip; PROXY header from: 10.0.0.1, ::1; IPv6 prefix: 64"),
+        (Affinity(by="header", header="x-a"), "header x-a; trusted proxies: *; IPv6 prefix: 64"),
+        (
+            Affinity(by="header", header="x-a", ignore_missing=True, trusted=(), ipv6_prefix=48),
+            "header x-a, otherwise ip; trusted proxies: none; IPv6 prefix: 48",
+        ),
+        (
+            Affinity(by="session", session_keys=("query:sid", "header:x-sid")),
+            "session (query:sid, header:x-sid); balance: least-connections",
+        ),
+        (Affinity(by="cookie", session_keys=("cookie:w",), balance="hash"), "cookie (cookie:w); balance: hash"),
+    ],
+)
+def test_description(affinity: Affinity, text: str):
+    assert str(affinity) == text

@@ -6,17 +6,26 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
 
+from gunicorn_sticky.status import find
+
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(12)
+
+
+def status(server: Server) -> dict[str, Any]:
+    (found,) = find(server.pid)
+    return found.status()
 
 
 class Receiver:
@@ -161,6 +170,104 @@ def test_syslog():
             assert server.get("/there").status == 200
             for text in ("Booting worker", "Booting dispatcher", "GET /there"):
                 wait_for(lambda: any(text in line and "shop" in line for line in syslog.receive()), text)  # noqa: B023
+
+
+# --- slots ---
+
+
+def slot_lines(server: Server, slot: int) -> list[str]:
+    """Return what the log says of a slot: levels and states, with the workers in the order of their appearance."""
+    lines = re.findall(rf"\[(\w+)\] Slot {slot}: (\w+)(?: \(pid: (\d+)\))?$", server.log, re.MULTILINE)
+    pids = list(dict.fromkeys(pid for _, _, pid in lines if pid))
+    return [f"{level} {state} {pids.index(pid)}" if pid else f"{level} {state}" for level, state, pid in lines]
+
+
+def wait_for_slot(server: Server, slot: int, *lines: str) -> None:
+    """Wait for the log to say this of a slot, and nothing else."""
+    wait_for(lambda: slot_lines(server, slot)[-1:] == list(lines[-1:]), f"{lines[-1]} in {slot_lines(server, slot)}")
+    assert slot_lines(server, slot) == list(lines)
+
+
+BOOTED = ("INFO starting 0", "INFO ready 0")
+
+
+def test_a_slot_whose_worker_is_killed():
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        wait_for_slot(server, 0, *BOOTED)
+        wait_for_slot(server, 1, *BOOTED)
+        pid = int(server.wait_for_log(r"Slot 1: ready \(pid: (\d+)\)").group(1))
+        assert pid in server.alive("worker")
+        os.kill(pid, signal.SIGKILL)
+        wait_for_slot(server, 1, *BOOTED, "WARNING down", "INFO starting 1", "INFO ready 1")
+        wait_for_slot(server, 0, *BOOTED)
+
+
+def test_a_slot_whose_worker_is_told_to_end():
+    with Server(*STICKY, "-w", "2", "--sticky-by", "session", "whoami:app") as server:
+        wait_for_slot(server, 1, *BOOTED)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as held:
+            held.request("GET", "/hold")  # so that it is there for a while
+            wait_for(lambda: status(server)["imbalance"] == 2, "the request to be under way")
+            slot = max(status(server)["slots"], key=lambda slot: slot["workers"][0]["connections"])
+            os.kill(slot["workers"][0]["pid"], signal.SIGTERM)
+            wait_for(lambda: slot_lines(server, slot["slot"])[-1] == "INFO ready 1", "its successor")
+            (server.folder / "release").touch()
+            assert held.getresponse().status == 200
+        lines = slot_lines(server, slot["slot"])
+        assert [line for line in lines if line != "INFO draining 0"] == [*BOOTED, "INFO starting 1", "INFO ready 1"]
+
+
+def test_slots_over_reload_resize_and_end():
+    config = "workers = 2"
+    with Server(*STICKY, "whoami:app", config=config) as server:
+        wait_for_slot(server, 1, *BOOTED)
+        server.wait_for_log(r"\[INFO\] Sticky sessions by ip; IPv6 prefix: 64; slots: 2$")
+        server.send_signal(signal.SIGTTIN)
+        server.wait_for_log(r"by ip; IPv6 prefix: 64; slots: 3$")
+        wait_for_slot(server, 2, *BOOTED)
+        server.send_signal(signal.SIGTTOU)
+        server.wait_for_log(r"slots: 2$", count=2)
+        # No client notices that a worker is replaced.
+        server.send_signal(signal.SIGHUP)
+        wait_for_slot(server, 0, *BOOTED, "INFO ready 1")
+        wait_for_slot(server, 1, *BOOTED, "INFO ready 1")
+        server.config.write_text(f"{config}\nsticky_by = 'session'")
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log(r"Sticky sessions by session \(query:sid\); balance: least-connections; slots: 2$")
+        wait_for_slot(server, 1, *BOOTED, "INFO ready 1", "INFO ready 2")
+        assert server.log.count("Sticky sessions by") == 4
+        wait_for_slot(server, 2, *BOOTED)
+        assert server.stop() == 0
+        assert "[WARNING]" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("everybody", [False, True], ids=["the-master", "all-processes"])
+def test_no_alarm_at_the_end(number: int, everybody: bool):
+    """Also if a terminal or a container sends the signal to all processes."""
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        server.wait_for_log(r"Slot \d: ready", count=2)
+        if everybody:
+            os.killpg(server.pid, number)
+        else:
+            server.send_signal(number)
+        assert server.process.wait(PATIENCE) == 0
+        assert ": down" not in server.log
+
+
+def test_slots_of_two_masters():
+    with Server(*STICKY, "-w", "2", "--pid", "pid", "whoami:app") as server:
+        server.wait_for_log(r"Slot \d: ready", count=2)
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log(r"Slot \d: ready", count=4)
+        new = int((server.folder / "pid.2").read_text())
+        server.wait_for_log(rf"\[{new}\] \[INFO\] Slot 1: ready")
+        server.send_signal(signal.SIGTERM)
+        server.process.wait(PATIENCE)
+        server.pid = new
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not server.is_running, "the end of the new master")
+        assert ": down" not in server.log
 
 
 # --- statsd ---
