@@ -117,6 +117,20 @@ class Reader:
         # As in Gunicorn, whoever comes by a Unix socket is trusted.
         return self._may_proxy is not None and (not isinstance(address, tuple) or self._may_proxy(address[0]))
 
+    def _trusts(self, address: Any) -> bool:
+        return not isinstance(address, tuple) or self._is_trusted(address[0])
+
+    def origin(self, address: Any) -> str:
+        """Return, for the log, what gave the last key, that of a request from `address`."""
+        source = self.source if self.needs_bytes(address) else IP
+        if source == HEADER:
+            return f"header {self.affinity.header}"
+        text = "PROXY header" if source == PROXY else keys.SOURCES[source]
+        if self._field is None:
+            return text
+        why = "missing" if self._trusts(address) else "not trusted"
+        return f"{text}, as the header {self.affinity.header} is {why}"
+
     def first(self, data: bytes | bytearray, size: int, address: Any) -> str:
         """Return the key of a connection, by the first `size` bytes that it sent.
 
@@ -143,9 +157,7 @@ class Reader:
             source: the address that the connection's PROXY header gave
             start: where the head starts
         """
-        if self._field is not None and (
-            self._trusts_all or not isinstance(address, tuple) or self._is_trusted(address[0])
-        ):
+        if self._field is not None and (self._trusts_all or self._trusts(address)):
             values = self._field.values(data, size, start)
             if self._trusts_all:
                 for value in values:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import resource
 import signal
@@ -293,7 +294,12 @@ class Dispatcher:
     # --- to the worker ---
 
     def _dispatch(self, fd: int, parcel: Parcel) -> None:
-        """Pass a connection on, and close it here."""
+        """Pass a new connection on, and close it here."""
+        self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
+
+    def _dispatch_again(self, fd: int, parcel: Parcel, counter: int) -> None:
+        """Pass on a connection that was dispatched before; `counter` is where that counts."""
+        self._figures[counter] += 1
         self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
 
     def _refuse_waiting(self, fd: int, parcel: Parcel) -> None:
@@ -340,8 +346,7 @@ class Dispatcher:
                 return True
             if received is None:
                 return False
-            self._figures[counter] += 1
-            self._dispatch(*received)
+            self._dispatch_again(*received, counter)
         return True
 
     def _clear_seats(self) -> None:
@@ -356,20 +361,22 @@ class Dispatcher:
                     if self._reroute(channel, MOVED):
                         return  # and again, until it is empty
                     for fd, parcel in self._lanes.clear(channel):
-                        self._figures[MOVED] += 1
-                        self._dispatch(fd, parcel)
+                        self._dispatch_again(fd, parcel, MOVED)
             half.owners, half.changes = owners, changes
 
 
 def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
     """Be the dispatcher's process (see children.py), until SIGTERM and what has been accepted is passed on."""
+    from .explanation import ExplainingDispatcher
+
     # Connections that wait are open files, and descriptors in flight count against the same limit (unix(7)).
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     plan.figures[PID] = os.getpid()
-    dispatcher = Dispatcher(plan, log, heartbeat)
+    explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)  # however that was configured
+    dispatcher = (ExplainingDispatcher if explains else Dispatcher)(plan, log, heartbeat)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     dispatcher.wake_by(reader)

@@ -13,15 +13,10 @@ from typing import Any
 
 from .events import HANGUP, READABLE, Events
 from .figures import REFUSED_BY
-from .refusal import Notices, answer
+from .refusal import Notices, answer, name
 
 #: Seconds that a client has to read our answer.
 LINGER = 2.0
-
-
-def name(address: Any) -> str:
-    """Return how the log names a peer."""
-    return str(address[0]) if isinstance(address, tuple) else "a Unix socket"
 
 
 class Lingering:

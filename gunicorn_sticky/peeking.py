@@ -18,9 +18,9 @@ from .channel import Parcel
 from .events import EDGE, GONE, HANGUP, READABLE, Events
 from .figures import BY
 from .head import MAX_HEAD, Incomplete
-from .lingering import Lingering, name
+from .lingering import Lingering
 from .proxy import Malformed
-from .refusal import Notices
+from .refusal import Notices, name
 
 #: Each look at a head reads all of it. Once looks have read this many bytes of it, it is only looked at every `SLOW`
 #: seconds, for at most `MOMENT` seconds, and all such heads together get `SLOW_SHARE` of our time.

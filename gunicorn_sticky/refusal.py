@@ -12,6 +12,11 @@ RETRY_AFTER = 5
 INTERVAL = 1.0
 
 
+def name(address: Any) -> str:
+    """Return how the log names a peer."""
+    return str(address[0]) if isinstance(address, tuple) else "a Unix socket"
+
+
 def answer(status: HTTPStatus, message: str) -> bytes:
     """Return a whole HTTP/1.1 response that says `message` and closes the connection."""
     body = f"{status.value} {status.phrase}: {message}\n".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
 import socket
@@ -26,7 +27,7 @@ from .engineio import own_engineio_ids, use_simple_websocket
 from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, REFUSED, REQUESTS, TAKEN_OVER
 from .head import MAX_HEAD, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
-from .refusal import Notices, answer
+from .refusal import Notices, answer, name
 from .request import request_class
 from .session import Ids, Minter
 from .slots import Slots
@@ -158,6 +159,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._seat.leave()
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
             self._notices = Notices(self.log)
+            self._explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
             self._reader = reader(self._affinity, self._seat.secret)
             self._other_board = self._seat.board.other()
             self._slots = Slots(self._seat.secret, 1), 1
@@ -300,7 +302,11 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
                 message = f"the request lacks the header {self._reader.affinity.header}"
                 self._refuse(unreader.sock, served, HTTPStatus.BAD_REQUEST, message, "sticky_ignore_missing_header")
                 raise StopIteration from None
-            if not self._serves(key, served):
+            if why := self._why_elsewhere(key, served):
+                if self._explains:
+                    text = "Handing over a connection from %s, as %s; key of its next request by %s: %s"
+                    address = served.parcel.address
+                    self.log.debug(text, name(address), why, self._reader.origin(address), key)
                 self._hand_over(unreader.sock, served, key, head)
                 raise StopIteration
             served.key = key
@@ -324,27 +330,27 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         served.count = count
         return True
 
-    def _serves(self, key: str, served: _Served) -> bool:
-        """Tell whether a later request on a connection is for this worker."""
+    def _why_elsewhere(self, key: str, served: _Served) -> str | None:
+        """Return why a later request on a connection is not for this worker, or None if it is."""
         assert self._seat
         board = self._seat.board
         if key == served.key and served.count == board.count:
-            return True
+            return None
         if board.phase != RUNNING and board.in_charge:
-            return True  # nobody routes any more
+            return None  # nobody routes any more
         if not self._affinity.by_session:
-            return self._is_mine_by_hash(key, served)
+            return None if self._is_mine_by_hash(key, served) else "its next request is for another slot"
         if self._is_mine(key):
-            return True
+            return None
         if key.isdecimal() and (board.seat_of(int(key)) is not None or self._other_board.seat_of(int(key)) is not None):
-            return False
+            return "its next request is of another worker's session"
         if not (self.alive and board.in_charge):
-            return False  # new sessions go elsewhere
+            return "this worker takes no new sessions any more"
         if self._affinity.balance != "least-connections" or self._active <= SLACK:
-            return True
+            return None
         # A proxy's connections would keep all new sessions on the workers that they happen to lead to.
         others = [board.active(slot) for slot in range(board.slots) if slot != self.slot and board.is_open(slot)]
-        return not others or self._active <= min(others) + SLACK
+        return "other workers are less busy" if others and self._active > min(others) + SLACK else None
 
     def _hand_over(self, client: Any, served: _Served, key: str, head: bytes) -> None:
         """Give the connection back for routing; closing it here is the caller's."""
