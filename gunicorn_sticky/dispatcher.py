@@ -303,13 +303,12 @@ class Dispatcher:
         self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
 
     def _refuse_waiting(self, fd: int, parcel: Parcel) -> None:
-        self._lingering.refuse(
-            socket(fileno=fd),
-            parcel.address,
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "the worker of this client takes no more connections",
-            "workers or worker_connections",
-        )
+        message = "the worker of this client takes no more connections"
+        self._refuse(fd, parcel, message, "workers or worker_connections")
+
+    def _refuse(self, fd: int, parcel: Parcel, message: str, setting: str) -> None:
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        self._lingering.refuse(socket(fileno=fd), parcel.address, status, message, setting)
 
     def _empty_vacant(self, now: float) -> None:
         """Refuse what waits for a slot that has had no worker for too long."""
@@ -317,9 +316,10 @@ class Dispatcher:
             if self.plan.board.is_open(slot):
                 self._vacant.pop(slot, None)
             elif now - self._vacant.setdefault(slot, now) >= self.plan.slot_timeout:
+                message = f"there has been no worker for this client for {self.plan.slot_timeout:g} s"
                 with contextlib.suppress(OSError):  # no descriptors left: next time, maybe
                     while received := channel.receive():
-                        self._refuse_waiting(*received)
+                        self._refuse(*received, message, "timeout")
 
     def _move(self, channel: Channel, _events: int) -> None:
         self._reroute(channel, MOVED)

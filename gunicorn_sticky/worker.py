@@ -360,7 +360,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         while self._seat.returns.send(client.fileno(), parcel) is not None:
             if time.monotonic() > deadline:
                 message = "the dispatcher takes no connections"
-                self._refuse(client, served, HTTPStatus.SERVICE_UNAVAILABLE, message, "workers")
+                setting = "workers or worker_connections"  # only when all workers are full
+                self._refuse(client, served, HTTPStatus.SERVICE_UNAVAILABLE, message, setting)
                 return
             # Gunicorn's keep-alive timer runs: it is for the client, and must not cut this off.
             with contextlib.suppress(gevent.Timeout):

@@ -106,6 +106,7 @@ def sticky_connection(worker, connection):
         refused(server, 500)
         server.wait_for_log("Exception in the sticky_connection hook")
         server.wait_for_log("LookupError: no such client")
+        server.wait_for_log(r"500, the sticky_connection hook has failed \(setting: sticky_connection\)")
 
 
 def test_a_held_connection_does_not_keep_the_server_from_stopping():

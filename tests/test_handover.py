@@ -166,6 +166,41 @@ def test_missing_header_on_a_later_request():
         server.wait_for_log("400, the request lacks the header x-forwarded-for .*sticky_ignore_missing_header")
 
 
+def test_no_header_in_64_kib_of_a_later_request():
+    with Server(*BY_HEADER, "-w", "2", "whoami:app") as server:
+        connection = Connection(server.port)
+        connection.socket.sendall(request(0, KEYS[0]))
+        connection.answer()
+        connection.socket.sendall(b"GET / HTTP/1.1\r\nA: " + b"b" * 70_000)
+        assert connection.socket.recv(13) == b"HTTP/1.1 431 "
+        connection.close()
+        server.wait_for_log(r"431, the first 65536 bytes do not show .* x-forwarded-for \(setting: sticky_header\)")
+
+
+def test_a_dispatcher_that_takes_nothing_back():
+    """Workers wait for it, and in the end refuse what they cannot hand over."""
+    config = "import gunicorn_sticky.worker\ngunicorn_sticky.worker.HAND_OVER = 0.5"
+    with Server(*BY_HEADER, "-w", "2", "--timeout", "60", "whoami:app", config=config) as server:
+        slots = where(server)
+        here, there = (next(key for key in KEYS if slots[key] == slot) for slot in (0, 1))
+        connections = [Connection(server.port) for _ in range(400)]  # more than a channel holds
+        for connection in connections:
+            connection.socket.sendall(request(0, here))
+            connection.answer()
+        [dispatcher] = server.alive("dispatcher")
+        os.kill(dispatcher, signal.SIGSTOP)
+        try:
+            for connection in connections:
+                connection.socket.sendall(request(1, there))
+            server.wait_for_log(r"503, the dispatcher takes no connections \(setting: workers or worker_connections\)")
+        finally:
+            os.kill(dispatcher, signal.SIGCONT)
+        answers = collections.Counter(connection.socket.recv(12) for connection in connections)
+        assert answers.keys() == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+        for connection in connections:
+            connection.close()
+
+
 def test_missing_header_ignored_on_a_later_request():
     with Server(*BY_HEADER, "-w", "4", "--sticky-ignore-missing-header", "whoami:app") as server:
         connection = Connection(server.port)

@@ -516,12 +516,32 @@ def test_what_waits_too_long_is_refused_with_503():
         thread = threading.Thread(target=lambda: server.who(source=client, path="/hold"))
         thread.start()
         waiting = open_clients(server, client, 500)
-        server.wait_for_log(r"Refused a connection from .*: 503, ")
+        server.wait_for_log(r"Refused a connection from .*: 503, .* \(setting: workers or worker_connections\)")
         (server.folder / "release").touch()
         thread.join()
         assert {connection.recv(12) for connection in waiting} == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
         for connection in waiting:
             connection.close()
+
+
+def test_a_slot_without_a_worker_is_refused_with_503():
+    config = """
+import os, time
+
+def post_worker_init(worker):
+    while os.path.exists("hold"):
+        time.sleep(0.01)
+"""
+    with Server(*STICKY, "-w", "2", "--timeout", "2", "whoami:app", config=config) as server:
+        victim = server.who(source=CLIENTS[0])
+        (server.folder / "hold").touch()
+        os.kill(victim["pid"], signal.SIGKILL)
+        response = server.get(source=CLIENTS[0])
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        assert "there has been no worker for this client for 2 s" in response.body.decode()
+        server.wait_for_log(rf"Refused a connection from {CLIENTS[0]}: 503, there has .* 2 s \(setting: timeout\)")
+        (server.folder / "hold").unlink()
+        wait_for(lambda: server.get(source=CLIENTS[0]).status == 200, "the slot to have a worker again")
 
 
 def limited(count: int) -> list[str]:
