@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from importlib.metadata import version
 from pathlib import Path
 
@@ -337,12 +338,20 @@ def test_what_the_pages_say_is_what_is_said() -> None:
         if block.language == "sh" and "--access-logformat" in (words := shlex.split(block.text.replace("\\\n", " ")))
     }
     with Server(*STICKY, "-w", "1", "--access-logfile", "-", "--access-logformat", log_format, "whoami:app") as server:
-        server.get()
+        worker = server.who()["pid"]
         server.wait_for_log("GET / HTTP")
+        server.wait_for_log("Slot 0: ready")
+        os.kill(worker, signal.SIGKILL)
+        server.wait_for_log("Slot 0: ready", count=2)
         said += server.log
-    with Server(*STICKY, "--sticky-proxy", "-w", "1", "whoami:app") as server:
+    with Server(*STICKY, "--sticky-proxy", "-w", "4", "--log-level", "debug", "whoami:app") as server:
         said += server.get().body.decode()
         server.wait_for_log("Refused a connection")
+        with closing(HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as connection:
+            for number in range(20):  # not all of them are for one slot
+                connection.request("GET", "/", headers={"X-Forwarded-For": f"203.0.113.{number}"})
+                connection.getresponse().read()
+        server.wait_for_log("handed back by a worker")
         said += server.log
     with Server("-k", "gevent", "-w", "1", "sio_app:app") as server:
         # Any worker but the one that made it could be asked.
