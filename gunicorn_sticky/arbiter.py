@@ -124,6 +124,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._figures = Figures()
+        self._server = Server(self._figures, self._board)
         self._statsd: Reporter | None = None
         self._slot_log = SlotLog(self._figures, self._board)
         #: How many dispatchers there have been.
@@ -165,7 +166,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         row[figures.PID], row[figures.HALF] = os.getpid(), self._board.half
         super().start()
         if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
-            self._statsd = Reporter(self.log, Server(self._figures, self._board))
+            self._statsd = Reporter(self.log, self._server)
         if settings.affinity(self.cfg).by == "ip" and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
         ):
@@ -439,7 +440,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._status_socket = None
             self._leave(NOBODY, NOBODY)
             self._returns.close_sender()
-            own.run(Server(self._figures, self._board), self.log, heartbeat)
+            own.run(self._server, self.log, heartbeat)
 
         return serve
 
@@ -577,4 +578,4 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self._control_server:
             from .control import Commands  # brings asyncio along, which workers need not have
 
-            self._control_server.handlers = Commands(self, Server(self._figures, self._board))
+            self._control_server.handlers = Commands(self, self._server)

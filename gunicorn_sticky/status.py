@@ -63,7 +63,6 @@ class Server:
     def __init__(self, figures: Figures, board: Board) -> None:
         self._figures = figures
         self._board = board
-        self.pid = figures.master()[tables.PID]
 
     def status(self) -> dict[str, Any]:
         """Return all of it, as can be written as JSON. Times are in seconds, sizes in bytes."""
@@ -73,7 +72,7 @@ class Server:
         connections = [sum(worker["connections"] for worker in slot["workers"]) for slot in slots]
         average = sum(connections) / len(slots) if slots else 0
         return {
-            "pid": self.pid,
+            "pid": self._figures.master()[tables.PID],
             "time": now,
             "state": self._state(slots, dispatcher),
             "in_charge": self._board.in_charge,

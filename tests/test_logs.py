@@ -154,12 +154,12 @@ def test_logger_class_of_ones_own(tmp_path: Path):
         "from gunicorn.glogging import Logger\n\n"
         "class Loud(Logger):\n"
         "    def info(self, message, *args, **kwargs):\n"
-        "        super().info(message.upper(), *args, **kwargs)\n"
+        "        super().info('Hear, hear! ' + message, *args, **kwargs)\n"
     )
     args = ("--logger-class", "loud.Loud")
     with Server(*STICKY, "-w", "2", *args, "whoami:app", env={"PYTHONPATH": f"{tmp_path}:{APPS}"}) as server:
-        server.wait_for_log("BOOTING WORKER WITH PID")
-        server.wait_for_log("BOOTING DISPATCHER WITH PID")
+        server.wait_for_log(r"Hear, hear! Booting worker with pid: \d")
+        server.wait_for_log(r"Hear, hear! Booting dispatcher with pid: \d")
 
 
 def test_syslog():
