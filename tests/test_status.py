@@ -244,19 +244,25 @@ def test_watching_goes_on_until_it_is_interrupted(terminal: bool):
         wait_for(lambda: status(server)["state"] == "ok", "the worker")
         command = [str(BIN / "gunicorn-sticky"), "status", "--watch", "--control", str(server.folder / "control")]
         with subprocess.Popen(command, stdout=write, env=clean_env({"TERM": "xterm"})) as watch:
+            os.close(write)
             shown = b""
-            while shown.count(f"Gunicorn {server.pid}".encode()) < 3:
-                shown += os.read(read, 65536)
+
+            def read_until(text: bytes, count: int = 1) -> None:
+                nonlocal shown
+                while shown.count(text) < count:
+                    more = os.read(read, 65536)  # raises, if a terminal's other end is closed
+                    assert more, shown
+                    shown += more
+
+            read_until(f"Gunicorn {server.pid}".encode(), 3)
             server.send_signal(signal.SIGKILL)
             server.process.wait()
-            while b"down" not in shown:
-                shown += os.read(read, 65536)
+            read_until(b"down")
             watch.send_signal(signal.SIGINT)
-            while terminal and b"\x1b[?1049l" not in shown:  # back to the screen as it was
-                shown += os.read(read, 65536)
+            if terminal:
+                read_until(b"\x1b[?1049l")  # back to the screen as it was
             assert watch.wait() == 2
-    for end in (read, write):
-        os.close(end)
+    os.close(read)
 
 
 def test_without_rich_there_is_json(tmp_path):
