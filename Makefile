@@ -117,7 +117,7 @@ $(BENCH_READY): $(READY)
 programs:
 	@missing=; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	for program in chromium curl npm openssl nginx haproxy redis-server slowhttptest strace wrk; do \
+	for program in chromium curl npm openssl nginx haproxy prometheus redis-server slowhttptest strace wrk; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \

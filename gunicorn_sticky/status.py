@@ -111,6 +111,7 @@ class Server:
             return None  # killed a moment ago
         return {
             "pid": pid,
+            "seat": seat % SEATS,
             "state": worker_state(self._board, slot, seat),
             "age": now - row[tables.STARTED] / 1e9,
             "connections": row[tables.CONNECTIONS],

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.monkey import get_original
@@ -17,6 +17,9 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from .status import DOWN, Server
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 #: Seconds that a request may take, from its first byte, or the end of the last one, to the end of the answer.
 DEADLINE = 10.0
@@ -33,6 +36,7 @@ _POLICY = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'un
 # Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced them.
 _socket: Any = get_original("socket", "socket")
 _getaddrinfo: Any = get_original("socket", "getaddrinfo")
+_NO_METRICS = 'Metrics for Prometheus need its client library: pip install "gunicorn-sticky[prometheus]"'
 
 
 class StatusSocket:
@@ -112,14 +116,23 @@ class _Application:
     def __init__(self, server: Server, log: Any) -> None:
         self._server = server
         self._log = log
-        self._answers = {"/": self._page, "/status": self._status, "/healthz": self._health}
+        self._collector: Metrics | None = None
+        try:
+            # Not by the arbiter: the library looks at the environment when it is loaded, and the application may set
+            # PROMETHEUS_MULTIPROC_DIR.
+            from .metrics import Metrics
+
+            self._collector = Metrics(server)
+        except ImportError:
+            log.info(_NO_METRICS)
+        self._answers = {"/": self._page, "/metrics": self._metrics, "/status": self._status, "/healthz": self._health}
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         answer = self._answers.get(environ["PATH_INFO"], self._missing)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             answer = self._wrong
         try:
-            status, kind, body = answer()
+            status, kind, body = answer(environ)
         except Exception:
             self._log.exception("Exception in the status server")
             status, kind, body = "500 Internal Server Error", "text/plain", b"The log tells more.\n"
@@ -133,18 +146,23 @@ class _Application:
         start_response(status, headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    def _page(self) -> tuple[str, str, bytes]:
+    def _page(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         return "200 OK", "text/html; charset=utf-8", _PAGE
 
-    def _status(self) -> tuple[str, str, bytes]:
+    def _metrics(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
+        if self._collector is None:
+            return "501 Not Implemented", "text/plain", f"{_NO_METRICS}\n".encode()
+        return "200 OK", *self._collector.encoded(environ.get("HTTP_ACCEPT", ""))
+
+    def _status(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         return "200 OK", "application/json", json.dumps(self._server.status()).encode()
 
-    def _health(self) -> tuple[str, str, bytes]:
+    def _health(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         state = self._server.status()["state"]
         return "503 Service Unavailable" if state == DOWN else "200 OK", "text/plain", f"{state}\n".encode()
 
-    def _missing(self) -> tuple[str, str, bytes]:
+    def _missing(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         return "404 Not Found", "text/plain", b"There are /, /status, /metrics and /healthz.\n"
 
-    def _wrong(self) -> tuple[str, str, bytes]:
+    def _wrong(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         return "405 Method Not Allowed", "text/plain", b"There is only GET.\n"
