@@ -62,7 +62,10 @@ class Metrics(Collector):
 
     def encoded(self, accept: str) -> tuple[str, bytes]:
         """Return media type and text of them in a format that a client accepts, by its header Accept."""
-        encode, kind = choose_encoder(accept)
+        try:
+            encode, kind = choose_encoder(accept)
+        except (TypeError, ValueError):  # the library does not expect a version that is no number
+            encode, kind = choose_encoder("")
         return kind, encode(self)
 
     def collect(self) -> Iterator[Metric]:

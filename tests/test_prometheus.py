@@ -103,6 +103,14 @@ def test_formats():
             assert [sample[:2] for sample in family.samples] == [sample[:2] for sample in other.samples]
 
 
+@pytest.mark.parametrize("accept", ["application/openmetrics-text;version=abc", "a" * 5000, ";;=,,"])
+def test_a_strange_wish_gets_the_plain_format(accept: str):
+    with well() as server:
+        response = server.ask("/metrics", headers={"Accept": accept})
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
 def test_all_figures():
     """What /status has is at /metrics, except for process ids."""
     with well("--sticky-proxy") as server:
