@@ -518,12 +518,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board.phase = STOPPING if graceful else STOPPED
         if self.master_pid:
             self._board.other().take_charge()
-            self._status_servers.retire(signal.SIGTERM)
+        # Only the master in charge shows its end.
+        self._status_servers.retire(0 if self._board.in_charge else signal.SIGTERM)
         self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
         self._reap_children()
         super().stop(graceful)
         self._dispatchers.kill(signal.SIGKILL)
-        self._status_servers.retire(signal.SIGKILL)
+        self._status_servers.kill(signal.SIGKILL)
         self._reap_children()
         if self._cluster_socket and self.reexec_pid == self.master_pid == 0:
             self._cluster_socket.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -78,7 +79,9 @@ class StatusSocket:
     def run(self, server: Server, log: Any, heartbeat: Callable[[], None]) -> None:
         """Be the process that answers (see children.py), until SIGTERM or the end of its parent."""
         gevent.reinit()  # an application that is preloaded may have used gevent
-        http = WSGIServer(self._socket, _Application(server, log), log=None, spawn=Pool(MOST), handler_class=_Handler)
+        http = WSGIServer(
+            self._socket, _Application(server, log), log=None, error_log=None, spawn=Pool(MOST), handler_class=_Handler
+        )
         gevent.signal_handler(signal.SIGTERM, http.stop, LAST_CALL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         host, port = self._socket.getsockname()[:2]
@@ -103,6 +106,12 @@ class _Handler(WSGIHandler):  # type: ignore[misc]
         with gevent.Timeout(DEADLINE, False):
             return super().handle_one_request()
         return None  # which closes the connection
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Parse a head, and return False if it is none: a 400, about which there is nothing to say in the log."""
+        with contextlib.suppress(Exception):
+            return bool(super().read_request(raw_requestline))
+        return False
 
 
 class _Application:

@@ -116,6 +116,29 @@ def test_it_answers_while_everything_stands_still():
         assert site.status()["state"] == "degraded"
 
 
+GARBAGE = {
+    "no request": b"garbage",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "version": b"GET / HTTP/9.9",
+    "path": b"GET /" + b"a" * 20_000 + b" HTTP/1.1",
+    "long header": b"GET / HTTP/1.1\r\nA: " + b"a" * 100_000,
+    "many headers": b"GET / HTTP/1.1" + b"\r\nA: b" * 2000,
+    "length": b"POST / HTTP/1.1\r\nContent-Length: -5",
+    "no length": b"POST / HTTP/1.1\r\nContent-Length: many",
+}
+
+
+def test_garbage_is_refused_and_not_logged():
+    with well() as site:
+        port, before = site.status_port, site.log
+        for what, head in GARBAGE.items():
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                client.sendall(head + b"\r\n\r\n")
+                assert re.match(rb"HTTP/1\.1 (400|414) ", client.recv(1000)), what
+        assert site.ask("/healthz").body == b"ok\n"
+        assert site.log == before
+
+
 def test_silent_clients_are_sent_away():
     """More connections than it serves at once, none of which ever sends a whole request."""
     with well() as site, contextlib.ExitStack() as stack:
@@ -156,6 +179,15 @@ def test_it_ends_with_the_master(number: int):
         site.process.wait(PATIENCE)
         wait_for(lambda: not site.session(), "all processes to end")
         socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_the_end_of_all_processes_at_once_is_no_fault():
+    """As Ctrl-C and systemd do, with `KillMode=control-group`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with well() as site:
+            os.killpg(site.pid, number)
+            assert site.process.wait(PATIENCE) == 0
+            assert "[ERROR]" not in site.log
 
 
 def test_nobody_else_has_its_socket_and_it_has_nobody_elses():
