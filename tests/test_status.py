@@ -82,6 +82,7 @@ def test_requests_and_connections():
 
 def test_sessions_and_handovers():
     with Server(*STICKY, "-w", "4", "--sticky-by", "session", "sio_app:app") as server:
+        wait_for(lambda: status(server)["state"] == "ok", "all workers")
         sids = []
         for _ in range(8):
             body = server.get("/socket.io/?EIO=4&transport=polling").body
