@@ -119,6 +119,7 @@ class Rig:
                 board.take(slot * SEATS, slot + 1, slot + 1)
                 board.claim(slot, slot * SEATS)
             plan = dispatcher.Plan(
+                parent=os.getppid(),
                 affinity=AFFINITIES[self.by],
                 secret=bytes(16),
                 listeners=[self._listener.fileno()],

@@ -403,6 +403,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         figures.begin(row, gauges=3)
         self._dispatched += 1
         plan = dispatcher.Plan(
+            parent=os.getpid(),
             affinity=settings.affinity(self.cfg),
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
@@ -434,13 +435,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._status_servers.keep(wanted if self._status_socket and self._board.in_charge else None)
 
     def _new_status_server(self, made_for: tuple[Any, StatusSocket]) -> Body:
-        own = made_for[1]
+        parent, own = os.getpid(), made_for[1]
 
         def serve(heartbeat: Callable[[], None]) -> None:
             self._status_socket = None
             self._leave(NOBODY, NOBODY)
             self._returns.close_sender()
-            own.run(self._server, self.log, heartbeat)
+            own.run(self._server, parent, self.log, heartbeat)
 
         return serve
 

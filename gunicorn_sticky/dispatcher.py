@@ -62,6 +62,8 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Plan:
     """What a dispatcher is made for."""
 
+    #: The arbiter's process.
+    parent: int
     affinity: Affinity
     #: The hash's key, see slots.py.
     secret: bytes
@@ -115,7 +117,6 @@ class Dispatcher:
         self.log = log
         self.notices = Notices(log)
         self.heartbeat = heartbeat
-        self.ppid = os.getppid()
         self._told_to_drain = False
         self._draining = False
 
@@ -188,7 +189,7 @@ class Dispatcher:
         figures[PEEKING], figures[FULL], figures[HELD] = len(self._peeking), len(self._lanes), self._lanes.held()
 
     def _is_orphan(self) -> bool:
-        return os.getppid() != self.ppid
+        return os.getppid() != self.plan.parent
 
     def drain(self) -> None:
         """Accept no more, and end the loop when every connection has found its way. May be called at any time."""

@@ -76,7 +76,7 @@ class StatusSocket:
         """Close the socket, here."""
         self._socket.close()
 
-    def run(self, server: Server, log: Any, heartbeat: Callable[[], None]) -> None:
+    def run(self, server: Server, parent: int, log: Any, heartbeat: Callable[[], None]) -> None:
         """Be the process that answers (see children.py), until SIGTERM or the end of its parent."""
         gevent.reinit()  # an application that is preloaded may have used gevent
         http = WSGIServer(
@@ -88,12 +88,11 @@ class StatusSocket:
         log.info("Status at: http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if not ip_address(host.partition("%")[0]).is_loopback:
             log.warning("Whoever can reach %s sees the status: there is no password (setting: sticky_status)", host)
-        gevent.spawn(_live, http, heartbeat)
+        gevent.spawn(_live, http, parent, heartbeat)
         http.serve_forever()
 
 
-def _live(http: WSGIServer, heartbeat: Callable[[], None]) -> None:
-    parent = os.getppid()
+def _live(http: WSGIServer, parent: int, heartbeat: Callable[[], None]) -> None:
     while os.getppid() == parent:
         heartbeat()
         gevent.sleep(TICK)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE, STICKY, Response, Server, addresses, descriptors, request, wait_for
+from harness import APPS, PATIENCE, STICKY, Response, Server, addresses, descriptors, request, wait_for
 from test_proxies import reserved_port
 from test_status import sigstop
 from test_upgrade import ANOTHER_VERSION, Master
@@ -179,6 +179,26 @@ def test_it_ends_with_the_master(number: int):
         site.process.wait(PATIENCE)
         wait_for(lambda: not site.session(), "all processes to end")
         socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.parametrize("kind", ["dispatcher", "status server"])
+def test_a_process_whose_master_dies_before_it_has_started(kind: str, tmp_path: Path):
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from gunicorn.glogging import Logger\n"
+        "class Slow(Logger):\n"
+        "    def info(self, message, *args, **kwargs):\n"
+        "        super().info(message, *args, **kwargs)\n"
+        f"        while message.startswith('Booting') and args[0] == {kind!r} and os.getppid() == self.master:\n"
+        "            time.sleep(0.01)\n"
+        "    master = os.getpid()\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{APPS}"}
+    with Site("--logger-class", "slow.Slow", env=environment) as site:
+        site.wait_for_log(f"Booting {kind} with pid")
+        site.send_signal(signal.SIGKILL)
+        site.process.wait(PATIENCE)
+        wait_for(lambda: not site.session(), "all processes to end")
 
 
 def test_the_end_of_all_processes_at_once_is_no_fault():
