@@ -121,8 +121,11 @@ class InboxServer(StreamServer):  # type: ignore[misc]
 
     def close(self) -> None:
         """Accept no more; Gunicorn's worker calls this when it begins to drain."""
-        if not self.closed and self._seat.board.phase != RUNNING:
-            self._take_the_rest()
+        if not self.closed:
+            if self._seat.board.phase != RUNNING:
+                self._take_the_rest()
+            self.stop_accepting()
+            gevent.sleep(0)  # so that all that have been taken begin: gevent forgets by what they are handled
         super().close()
 
 
