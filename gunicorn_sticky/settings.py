@@ -301,7 +301,7 @@ class StickyBalance(_Grouped, Setting):  # type: ignore[misc]
         or ``hash`` (of the client's address).
 
         Only with ``sticky_by = "session"`` or ``"cookie"``. A connection counts
-        while a request on it is under way.
+        while a request on it is under way, and a new session for a moment.
         """
 
 

@@ -24,7 +24,7 @@ from .board import RUNNING
 from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
-from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, REFUSED, REQUESTS, TAKEN_OVER
+from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
 from .head import MAX_HEAD, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
 from .refusal import Notices, answer, name
@@ -98,6 +98,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self.seat = seat.number if seat else 0
         #: Connections with a request under way.
         self._active = 0
+        #: How many sessions had been minted at the last heartbeat, and at the one before.
+        self._minted = self._settled = 0
         #: When a connection has last ended.
         self._last_served = 0.0
         if seat:
@@ -163,6 +165,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._reader = reader(self._affinity, self._seat.secret)
             self._other_board = self._seat.board.other()
             self._slots = Slots(self._seat.secret, 1), 1
+            self._minted = self._settled = self._figures[MINTED]
             self._own_key = str(self._seat.owner)
             if self._affinity.by_session:
                 session.minter = Minter(Ids(self._seat.secret), self._seat.owner, self._figures)
@@ -217,7 +220,18 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         assert self._seat
         if self._affinity.by_session:
             self._active += change
-            self._seat.board.set_active(self.seat, self._active)
+            self._seat.board.set_active(self.seat, self._load())
+
+    def _load(self) -> int:
+        """Return how busy this worker is: also with the sessions of a moment ago, whose next requests are to come."""
+        return self._active + self._figures[MINTED] - self._settled
+
+    def notify(self) -> None:
+        """Show that this worker is alive, once a second (`gunicorn.workers.ggevent.GeventWorker.notify`)."""
+        if self._seat:
+            self._settled, self._minted = self._minted, self._figures[MINTED]
+            self._count(0)
+        super().notify()
 
     def _cookie(self, environ: dict[str, Any]) -> tuple[str, str]:
         """Return the header that sets our cookie (RFC 6265)."""
@@ -346,11 +360,12 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             return "its next request is of another worker's session"
         if not (self.alive and board.in_charge):
             return "this worker takes no new sessions any more"
-        if self._affinity.balance != "least-connections" or self._active <= SLACK:
+        load = self._load()
+        if self._affinity.balance != "least-connections" or load <= SLACK:
             return None
         # A proxy's connections would keep all new sessions on the workers that they happen to lead to.
         others = [board.active(slot) for slot in range(board.slots) if slot != self.slot and board.is_open(slot)]
-        return "other workers are less busy" if others and self._active > min(others) + SLACK else None
+        return "other workers are less busy" if others and load > min(others) + SLACK else None
 
     def _hand_over(self, client: Any, served: _Served, key: str, head: bytes) -> None:
         """Give the connection back for routing; closing it here is the caller's."""

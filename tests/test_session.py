@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 
 import pytest
 from harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
@@ -226,6 +227,19 @@ def test_a_session_on_another_sessions_connection(options: tuple[str, ...]):
                 assert ask(connection, "POST", f"{POLL}&sid={sid}", body="40") == (200, b"OK")
             for connection in pair:
                 connection.close()
+
+
+def test_new_sessions_one_after_the_other_on_a_kept_alive_connection_spread():
+    """A proxy reuses the connection that was idle last, and between two requests of a session nobody is busy."""
+    with Server(*APP, "-w", "2", "--keep-alive", "30") as server:
+        ready(server, 2)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        pids = []
+        for _ in range(40):
+            connection.request("GET", "/new")
+            pids.append(json.loads(connection.getresponse().read())["pid"])
+        connection.close()
+        assert max(Counter(pids).values()) <= 1.3 * 20, Counter(pids)
 
 
 def test_engineio_imported_by_the_first_request():
