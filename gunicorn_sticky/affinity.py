@@ -9,7 +9,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 from . import key as keys
@@ -65,7 +65,7 @@ class Affinity:
 
 
 def _membership(networks: Sequence[str]) -> Callable[[str], bool]:
-    """Return a function that tells whether an address is in one of the networks."""
+    """Return a function that tells whether an address, or the IPv4 address in it, is in one of the networks."""
     if "*" in networks:
         return lambda text: True
     parsed = [ip_network(network) for network in networks]
@@ -76,8 +76,10 @@ def _membership(networks: Sequence[str]) -> Callable[[str], bool]:
             address = ip_address(text)
         except ValueError:
             return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in parsed)
+        names = [address]
+        if address.packed.startswith(keys.IPV4_PREFIXES):
+            names.append(IPv4Address(address.packed[12:]))
+        return any(name in network for network in parsed for name in names)
 
     # No address is longer (inet_ntop(3), INET6_ADDRSTRLEN), and the cache is not to fill with what is none.
     return lambda text: len(text := text.partition("%")[0]) < 46 and known(text)

@@ -1,7 +1,7 @@
 """The affinity key: what a connection is routed by, as text that can stand in a log.
 
 Pure. One client has one key, however its address was written: ``1.2.3.4``, ``1.2.3.4:5678`` and ``::ffff:1.2.3.4`` are
-the same, and so are all the IPv6 addresses of one prefix.
+the same, and so are all the IPv6 addresses of one prefix. What proxies write where they know no client is no key.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ MAX_NODES = 100
 #: Longer keys, and those with line breaks and the like, are replaced by a digest: a key travels with every connection
 #: and into the logs.
 MAX_KEY = 255
+#: IPv6 prefixes, all of 96 bits, in front of an IPv4 address: IPv4-mapped (RFC 4291 section 2.5.5.2), and the one that
+#: every NAT64 has (RFC 6052 section 2.1). In others, such as 64:ff9b:1::/48, each network chooses where the address is.
+IPV4_PREFIXES = (bytes(10) + b"\xff\xff", b"\0\x64\xff\x9b" + bytes(8))
 
 _IPV4_PORT = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}):\d+")
 _ELEMENT = re.compile(r"[^,]+")
-_MAPPED = bytes(10) + b"\xff\xff"
+# In the place of a client: unknown (RFC 7239 section 6.2, and Squid), what logs show for nothing, and nginx's address
+# of a client that came by a Unix socket.
+_NOBODY = re.compile(r"|-|\(null\)|unix:|unknown(?::\w+)?", re.IGNORECASE)
 # A parameter of the Forwarded header (RFC 7239 section 4): a token, "=", and a token or a quoted string. Whatever
 # begins like one is consumed as a whole, valid or not, so that no input is scanned twice.
 _QUOTED = r"\"(?:[^\"\\]|\\.)*(?:\"|\\?\Z)"
@@ -45,7 +50,7 @@ def address_key(text: str, ipv6_prefix: int) -> str | None:
         packed = inet_pton(AF_INET6, text.partition("%")[0])
     except (OSError, ValueError):
         return None
-    if packed.startswith(_MAPPED):
+    if packed.startswith(IPV4_PREFIXES):
         return inet_ntop(AF_INET, packed[12:])
     spare = 128 - ipv6_prefix
     masked = (int.from_bytes(packed, "big") >> spare << spare).to_bytes(16, "big")
@@ -74,10 +79,13 @@ def host(node: str) -> str:
 def node_key(node: str, ipv6_prefix: int) -> str | None:
     """Return the key of one client as a proxy names it, or None if it names nobody."""
     text = host(node)
-    key = address_key(text, ipv6_prefix) or text
-    if len(key) > MAX_KEY or not key.isprintable():
-        key = "blake2b:" + blake2b(key.encode("latin-1"), digest_size=16).hexdigest()
-    return key or None
+    if key := address_key(text, ipv6_prefix):
+        return key
+    if _NOBODY.fullmatch(text):
+        return None
+    if len(text) > MAX_KEY or not text.isprintable():
+        return "blake2b:" + blake2b(text.encode("latin-1"), digest_size=16).hexdigest()
+    return text
 
 
 def list_nodes(values: Iterable[bytes]) -> Iterator[str]:
@@ -92,8 +100,12 @@ def list_nodes(values: Iterable[bytes]) -> Iterator[str]:
 
 
 def forwarded_nodes(values: Iterable[bytes]) -> Iterator[str]:
-    """Yield the clients, ``for=``, in a Forwarded header (RFC 7239), from left to right."""
+    """Yield the clients, ``for=``, in a Forwarded header (RFC 7239), from left to right.
+
+    An obfuscated identifier (section 6.3) is yielded as "", which names nobody: the proxy's clients may all have the
+    same one, and a client another one with each request.
+    """
     for value in values:
         for match in _PARAMETER.finditer(value.decode("latin-1")):
-            if (match.group(1) or "").lower() == "for" and match.group(2):
-                yield match.group(2)
+            if (match.group(1) or "").lower() == "for" and (node := match.group(2)):
+                yield "" if node.startswith(("_", '"_')) else node

@@ -190,6 +190,8 @@ class StickyHeader(_Grouped, Setting):  # type: ignore[misc]
         ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239), the left-most address
         counts. Headers with a single value work too: ``X-Real-IP``,
         ``CF-Connecting-IP``, or anything else that names a client or a tenant.
+        What names nobody is skipped: ``unknown``, ``-``, ``(null)``, and in
+        ``Forwarded`` also obfuscated identifiers such as ``_hidden``.
         """
 
 
@@ -202,7 +204,8 @@ class StickyIgnoreMissingHeader(_Grouped, Setting):  # type: ignore[misc]
     desc = """\
         Route requests without the header by the address of their peer.
 
-        Without it they are answered ``400 Bad Request``.
+        Without it they are answered ``400 Bad Request``. A header that names
+        nobody, as :ref:`sticky-header` says, counts as none.
         """
 
 
@@ -269,8 +272,8 @@ class StickyIPv6Prefix(_Grouped, Setting):  # type: ignore[misc]
     desc = """\
         How many leading bits of an IPv6 address make up a client.
 
-        A host changes the rest at will (RFC 8981). IPv4-mapped addresses count
-        as IPv4.
+        A host changes the rest at will (RFC 8981). IPv4-mapped addresses and
+        those of NAT64 (``64:ff9b::/96``) count as the IPv4 address in them.
         """
 
 

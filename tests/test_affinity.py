@@ -54,7 +54,8 @@ def key(of: Reader, data: bytes, address: Any = PEER) -> str:
         (b"1.2.3.4, 5.6.7.8", "1.2.3.4"),
         (b" , 1.2.3.4, 5.6.7.8", "1.2.3.4"),
         (b"[2001:db8::1]:443, 5.6.7.8", "2001:db8::/64"),
-        (b"unknown, 5.6.7.8", "unknown"),
+        (b"unknown, 5.6.7.8", "5.6.7.8"),
+        (b"-, (null), unix:, 64:ff9b::5.6.7.8", "5.6.7.8"),
         (b"tenant-7", "tenant-7"),
     ],
 )
@@ -69,6 +70,7 @@ def test_lines_of_one_header_are_one_list():
 def test_forwarded():
     lines = b'Forwarded: by=9.9.9.9;FOR="[2001:db8::1]:80", for=5.6.7.8'
     assert key(by_header("forwarded"), head(lines)) == "2001:db8::/64"
+    assert key(by_header("forwarded"), head(b"Forwarded: for=_hidden", b"Forwarded: for=5.6.7.8")) == "5.6.7.8"
     assert key(by_header("x-real-ip"), head(b"X-Real-IP: for=1.2.3.4")) == "for=1.2.3.4"  # only there has it pairs
 
 
@@ -80,7 +82,16 @@ def test_the_answer_comes_with_the_line_after_the_first_value():
         by_header().first(data, enough - 1, PEER)
 
 
-@pytest.mark.parametrize("lines", [(), (b"X-Forwarded-For:",), (b"X-Forwarded-For: , ",), (b"X-Forwarded: 1.2.3.4",)])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        (b"X-Forwarded-For:",),
+        (b"X-Forwarded-For: , ",),
+        (b"X-Forwarded: 1.2.3.4",),
+        (b"X-Forwarded-For: unknown", b"X-Forwarded-For: -, (null)"),
+    ],
+)
 def test_missing(lines: tuple[bytes, ...]):
     data = head(*lines)
     with pytest.raises(Missing):
@@ -113,7 +124,10 @@ TRUSTED = ("127.0.0.1", "10.0.0.0/8", "2001:db8:aaaa::/48")
         (b"6.6.6.6, 1.2.3.4, ::ffff:10.1.2.3", "1.2.3.4"),
         (b"6.6.6.6, 1.2.3.4, [2001:db8:aaaa::5]:80", "1.2.3.4"),
         (b"6.6.6.6, 2001:db8:aaab::5, 2001:db8:aaaa:ffff::5", "2001:db8:aaab::/64"),
-        (b"6.6.6.6, unknown, 10.1.2.3", "unknown"),
+        (b"6.6.6.6, 1.2.3.4, unix:", "1.2.3.4"),
+        (b"unknown, 10.1.2.3", "10.1.2.3"),
+        (b"6.6.6.6, 1.2.3.4, 64:ff9b::10.1.2.3", "1.2.3.4"),
+        (b"6.6.6.6, 64:ff9b::1.2.3.4, 10.1.2.3", "1.2.3.4"),
         (b"6.6.6.6, 1.2.3.4, , 10.1.2.3,", "1.2.3.4"),
         (b"10.1.1.1, 10.2.2.2", "10.1.1.1"),
         (b"10.1.1.1", "10.1.1.1"),
@@ -146,6 +160,8 @@ def test_forwarded_of_trusted_proxies():
         (("10.9.9.9", 5), "1.2.3.4"),
         (("::ffff:10.9.9.9", 5, 0, 0), "1.2.3.4"),
         (("::ffff:11.9.9.9", 5, 0, 0), "11.9.9.9"),
+        (("64:ff9b::10.9.9.9", 5, 0, 0), "1.2.3.4"),
+        (("64:ff9b::11.9.9.9", 5, 0, 0), "11.9.9.9"),
         (("2001:db8:aaaa::9", 5, 0, 0), "1.2.3.4"),
         (("2001:db8:aaab::9", 5, 0, 0), "2001:db8:aaab::/64"),
         (("fe80::1%eth0", 5, 0, 2), "fe80::/64"),
@@ -154,6 +170,12 @@ def test_forwarded_of_trusted_proxies():
 )
 def test_only_the_header_of_a_trusted_peer_counts(address: Any, found: str):
     assert key(by_header(trusted=TRUSTED), head(b"X-Forwarded-For: 6.6.6.6, 1.2.3.4"), address) == found
+
+
+@pytest.mark.parametrize("network", ["10.9.0.0/16", "64:ff9b::/96", "64:ff9b::10.9.9.9"])
+def test_a_network_may_be_written_as_ipv4_or_with_its_ipv6_prefix(network: str):
+    of = by_header(trusted=(network,))
+    assert key(of, head(b"X-Forwarded-For: 1.2.3.4"), ("64:ff9b::10.9.9.9", 5, 0, 0)) == "1.2.3.4"
 
 
 def test_others_need_no_header():

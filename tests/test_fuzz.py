@@ -93,7 +93,10 @@ def nodes_of_forwarded(lines: list[str]) -> list[str]:
 
 
 def client(node: str) -> str | IPv4Address | IPv6Address:
-    """A node is an address, an IPv6 one in brackets, and maybe a port, or a name (RFC 7239 section 6)."""
+    """A node is an address, an IPv6 one in brackets, and maybe a port, or a name (RFC 7239 section 6).
+
+    IPv6 addresses may have an IPv4 address in them (RFC 4291 section 2.5.5.2, RFC 6052 section 2.1).
+    """
     text = node
     if node.startswith("["):
         text = node[1 : node.index("]")]
@@ -103,7 +106,18 @@ def client(node: str) -> str | IPv4Address | IPv6Address:
         address = ip_address(text)
     except ValueError:
         return node
-    return getattr(address, "ipv4_mapped", None) or address
+    for prefix in (ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96")):
+        if address in prefix:
+            return IPv4Address(int(address) % (1 << 32))
+    return address
+
+
+Named = list[str | IPv4Address | IPv6Address]
+
+
+def clients(nodes: list[str], nobody: tuple[str, ...]) -> Named:
+    """Names that stand for no client do not count."""
+    return [client(node) for node in nodes if not node.lower().startswith(nobody)]
 
 
 def as_key(found: str | IPv4Address | IPv6Address) -> str:
@@ -112,17 +126,16 @@ def as_key(found: str | IPv4Address | IPv6Address) -> str:
     return str(found)
 
 
-def left_most(nodes: list[str]) -> str:
-    return as_key(client(nodes[0])) if nodes else "<Missing>"
+def left_most(named: Named) -> str:
+    return as_key(named[0]) if named else "<Missing>"
 
 
-def right_most(nodes: list[str], otherwise: str) -> str:
-    clients = [client(node) for node in nodes]
-    while len(clients) > 1 and any(
-        not isinstance(clients[-1], str) and clients[-1] in ip_network(network) for network in TRUSTED
+def right_most(named: Named, otherwise: str) -> str:
+    while len(named) > 1 and any(
+        not isinstance(named[-1], str) and named[-1] in ip_network(network) for network in TRUSTED
     ):
-        clients.pop()
-    return as_key(clients[-1]) if clients else otherwise
+        named.pop()
+    return as_key(named[-1]) if named else otherwise
 
 
 # --- what proxies send ---
@@ -131,15 +144,20 @@ ADDRESSES_4 = st.one_of(st.ip_addresses(v=4), st.integers(0x0A000000, 0x0AFFFFFF
 ADDRESSES_6 = st.one_of(
     st.ip_addresses(v=6),
     st.integers(0x20010DB8 << 96, (0x20010DB9 << 96) - 1).map(IPv6Address),
-    st.integers(0, 1 << 32).map(lambda number: IPv6Address((0xFFFF << 32) + number % (1 << 32))),
+    st.tuples(st.sampled_from([0xFFFF << 32, 0x64FF9B << 96]), st.integers(0, (1 << 32) - 1)).map(
+        lambda parts: IPv6Address(sum(parts))
+    ),
+    # trusted, as 10.0.0.0/8 is
+    st.integers(0x0A000000, 0x0AFFFFFF).map(lambda number: IPv6Address((0x64FF9B << 96) + number)),
 ).flatmap(lambda address: st.sampled_from([str(address), address.exploded, str(address).upper()]))
 PORTS = st.integers(0, 65535).map(lambda port: f":{port}")
+NOBODY = st.sampled_from(["unknown", "Unknown", "-", "(null)", "unix:"])
 NAMES = st.one_of(st.just("unknown"), st.text("abcXYZ019._-", min_size=1, max_size=9).map(lambda text: "_" + text))
 BRACKETED = ADDRESSES_6.map(lambda text: f"[{text}]")
 PORTED = st.one_of(ADDRESSES_4, BRACKETED).flatmap(lambda text: PORTS.map(lambda port: text + port))
 SPACE = st.text(" \t", max_size=2)
 
-ELEMENTS = st.one_of(st.just(""), ADDRESSES_4, ADDRESSES_6, BRACKETED, PORTED, NAMES)
+ELEMENTS = st.one_of(st.just(""), ADDRESSES_4, ADDRESSES_6, BRACKETED, PORTED, NAMES, NOBODY)
 LISTS = st.lists(st.tuples(SPACE, ELEMENTS, SPACE).map("".join), max_size=5).map(",".join)
 
 QUOTED = st.text('ab,;="\\ \tfor1', max_size=9).map(lambda text: '"' + re.sub(r'(["\\])', r"\\\1", text) + '"')
@@ -165,17 +183,17 @@ def head(name: str, lines: list[str]) -> bytes:
 @settings(PROFILE)
 @given(st.lists(LISTS, max_size=3))
 def test_x_forwarded_for_is_read_as_the_standard_says(lines):
-    data, nodes = head("X-Forwarded-For", lines), nodes_of_list(lines)
-    assert read(XFF, data, len(data)) == left_most(nodes)
-    assert read(XFF_TRUSTED, data, len(data)) == right_most(nodes, "<Missing>")
+    data, named = head("X-Forwarded-For", lines), clients(nodes_of_list(lines), ("unknown", "-", "(null)", "unix:"))
+    assert read(XFF, data, len(data)) == left_most(named)
+    assert read(XFF_TRUSTED, data, len(data)) == right_most(named, "<Missing>")
 
 
 @settings(PROFILE)
 @given(st.lists(FORWARDEDS, max_size=3))
 def test_forwarded_is_read_as_the_standard_says(lines):
-    data, nodes = head("Forwarded", lines), nodes_of_forwarded(lines)
-    assert read(FORWARDED, data, len(data)) == left_most(nodes)
-    assert read(FORWARDED_TRUSTED, data, len(data)) == right_most(nodes, PEER[0])
+    data, named = head("Forwarded", lines), clients(nodes_of_forwarded(lines), ("unknown", "_"))
+    assert read(FORWARDED, data, len(data)) == left_most(named)
+    assert read(FORWARDED_TRUSTED, data, len(data)) == right_most(named, PEER[0])
 
 
 # --- heads that arrive in parts, and garbage ---
