@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from gevent.lock import Semaphore
 
 from ._startup import when_imported
-from .session import session_id
+from .session import own_id
 
 
 def use_simple_websocket() -> None:
@@ -55,17 +56,31 @@ def _patch_sends(module: ModuleType) -> None:
 
 def own_engineio_ids() -> None:
     """Make Engine.IO mint ids of this worker in this process, imported already or later."""
-    when_imported("engineio.base_server", _patch_ids)
+    when_imported("engineio.server", _patch_ids)
+
+
+class _OwnIds:
+    """What a server calls for an id: its ``generate_id``, whoever wrote that, and an owner for what it returns."""
+
+    def __init__(self, generate_id: Callable[[], str]) -> None:
+        self._generate_id = generate_id
+
+    def __call__(self) -> str:
+        return own_id(self._generate_id())
 
 
 def _patch_ids(module: ModuleType) -> None:
-    generate_id = module.BaseServer.generate_id
+    handle_connect = module.Server._handle_connect
 
-    @functools.wraps(generate_id)
-    def own_id(self: Any) -> str:
-        return session_id(generate_id(self))
+    # Applications make their own ids by a subclass or an attribute of the server, and may begin to do so at any time.
+    # So look just before the server asks for one.
+    @functools.wraps(handle_connect)
+    def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.generate_id, _OwnIds):
+            self.generate_id = _OwnIds(self.generate_id)
+        return handle_connect(self, *args, **kwargs)
 
-    module.BaseServer.generate_id = own_id
+    module.Server._handle_connect = connect
 
 
 def _patch(driver: ModuleType) -> None:

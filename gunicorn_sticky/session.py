@@ -95,3 +95,10 @@ def session_id(text: str | None = None) -> str:
         return text
     minter.figures[MINTED] += 1
     return minter.ids.tag(text, minter.owner)
+
+
+def own_id(text: str) -> str:
+    """Return an id for a session of this worker: `text` as it is, if it is one already."""
+    if minter is not None and minter.ids.owner(text.encode()) == minter.owner:
+        return text
+    return session_id(text)

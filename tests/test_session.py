@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from urllib.parse import quote
 
 import pytest
 from harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
@@ -247,6 +248,22 @@ def test_engineio_imported_by_the_first_request():
         sids = [handshake(server) for _ in range(20)]
         for sid in sids:
             assert server.get(f"{POLL}&sid={sid}", method="POST", body="40").status == 200
+
+
+def test_engineio_ids_of_the_applications_own():
+    """Made by an attribute of the server, a subclass or a patched class; application and client know the same one."""
+    options = ("--sticky-by", "session", "--sticky-balance", "round-robin", "-w", "4")
+    with Server(*STICKY, *options, "own_ids_app:app") as server:
+        server.wait_for_log(r"Slot \d: ready", count=4)
+        for name in ("attribute", "later", "tagged", "subclass", "extended", "patched"):
+            path = f"/{name}/?EIO=4&transport=polling"
+            sids = [json.loads(server.get(path).body[1:])["sid"] for _ in range(12)]
+            for sid in sids:
+                session = f"{path}&sid={quote(sid)}"
+                assert server.get(session, method="POST", body="4hello").status == 200, (name, sid)
+                assert server.get(session).body.decode() == f"4{sid} hello"
+            if name == "tagged":  # by the application already, and not once more
+                assert {len(sid) for sid in sids} == {32 + 8}
 
 
 def test_a_lost_session_is_engineios_400():

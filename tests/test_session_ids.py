@@ -11,7 +11,7 @@ import pytest
 
 from gunicorn_sticky import session
 from gunicorn_sticky.figures import MINTED, Figures
-from gunicorn_sticky.session import OWNERS, TAG, Ids, Minter, session_id
+from gunicorn_sticky.session import OWNERS, TAG, Ids, Minter, own_id, session_id
 
 SECRET = bytes(range(16))
 ALPHABET = string.ascii_letters + string.digits + "-_"
@@ -145,3 +145,15 @@ def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
     assert session_id() != session_id()
     assert Ids(SECRET).owner(session_id().encode()) == 9
     assert row[MINTED] == 5
+
+
+def test_an_id_is_tagged_once_for_its_worker(monkeypatch: pytest.MonkeyPatch):
+    row = Figures().worker(0)
+    monkeypatch.setattr(session, "minter", Minter(Ids(SECRET), 9, row))
+    mine, others = Ids(SECRET).tag("mine", 9), Ids(SECRET).tag("mine", 8)
+    assert own_id("größe") == Ids(SECRET).tag("größe", 9)
+    assert own_id(mine) == mine
+    assert own_id(others) == Ids(SECRET).tag(others, 9)
+    assert row[MINTED] == 2
+    monkeypatch.setattr(session, "minter", None)
+    assert own_id("mine") == "mine"
