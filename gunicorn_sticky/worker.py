@@ -348,17 +348,20 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Return why a later request on a connection is not for this worker, or None if it is."""
         assert self._seat
         board = self._seat.board
-        if key == served.key and served.count == board.count:
+        takes = self._seat.is_taker() and board.in_charge
+        if takes and key == served.key and served.count == board.count:
             return None
         if board.phase != RUNNING and board.in_charge:
             return None  # nobody routes any more
         if not self._affinity.by_session:
+            if not takes:
+                return "another worker has its slot by now"
             return None if self._is_mine_by_hash(key, served) else "its next request is for another slot"
         if self._is_mine(key):
             return None
         if key.isdecimal() and (board.seat_of(int(key)) is not None or self._other_board.seat_of(int(key)) is not None):
             return "its next request is of another worker's session"
-        if not (self.alive and board.in_charge):
+        if not (self.alive and takes):
             return "this worker takes no new sessions any more"
         load = self._load()
         if self._affinity.balance != "least-connections" or load <= SLACK:

@@ -320,3 +320,36 @@ def test_handover_during_reloads_moves_nobody():
         for thread in threads:
             thread.join()
         assert not wrong
+
+
+@pytest.mark.parametrize("by", ["ip", "header"])
+@pytest.mark.parametrize("event", ["HUP", "max_requests"])
+def test_an_idle_connection_leads_to_the_successor(by: str, event: str):
+    """Its next request does, while others of the same client are served there already."""
+    options = (*BY_HEADER, "-w", "2", "--graceful-timeout", "60")
+    if by == "ip":
+        options = (*STICKY, "-w", "2", "--keep-alive", "30", "--graceful-timeout", "60")
+    if event == "max_requests":
+        options += ("--max-requests", "8")
+    with Server(*options, "whoami:app") as server:
+        key = KEYS[0]
+        headers = {"X-Forwarded-For": key}
+        connections = [Connection(server.port) for _ in range(3)]
+        old = set()
+        for connection in connections:
+            connection.socket.sendall(request(0, key))
+            old.add(connection.answer()["pid"])
+        assert len(old) == 1
+        if event == "HUP":
+            server.send_signal(signal.SIGHUP)
+
+        def successor() -> int | None:  # by connections of their own, which also exhaust max_requests
+            pid = server.who(headers=headers)["pid"]
+            return pid if pid not in old else None
+
+        new = wait_for(successor, "a successor")
+        for connection in connections:
+            for n in range(2):
+                connection.socket.sendall(request(n, key))
+                assert connection.answer()["pid"] == new
+            connection.close()

@@ -209,3 +209,34 @@ def test_the_control_socket_belongs_to_the_old_master_and_then_to_the_new_one():
         server.stop()
         wait_for(lambda: master() == new.pid, "the new master's control socket")
         new.end()
+
+
+def test_an_idle_connection_leads_to_the_master_in_charge():
+    """Its next request does, by the new number of slots; and back, when the old master is the only one again."""
+    options = (*STICKY, "--keep-alive", "60", "--graceful-timeout", "60", "--pid", "pid")
+    with Server(*options, "whoami:app", config="workers = 2") as server:
+        connections = [
+            http.client.HTTPConnection("127.0.0.1", server.port, timeout=30, source_address=(client, 0))
+            for client in CLIENTS
+        ]
+
+        def where() -> list[int]:
+            for connection in connections:
+                connection.request("GET", "/")
+            return [json.loads(connection.getresponse().read())["pid"] for connection in connections]
+
+        def fresh() -> list[int]:
+            return [ask(server, client)["pid"] for client in CLIENTS]
+
+        wait_for(lambda: len(set(fresh())) == 2, "both workers")
+        old = fresh()
+        assert where() == old
+        server.config.write_text("workers = 3")
+        new = Master(server)
+        assert set(where()) == new.workers
+        assert where() == fresh()
+        os.kill(new.pid, signal.SIGTERM)
+        wait_for(lambda: where() == old, "the old master's workers")
+        assert fresh() == old
+        for connection in connections:
+            connection.close()
