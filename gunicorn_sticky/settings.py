@@ -8,6 +8,7 @@ import math
 import os
 import re
 import resource
+from hashlib import blake2b
 from typing import Any
 
 from gunicorn.config import (
@@ -98,11 +99,20 @@ def _validate_balance(val: Any) -> str:
     return str(val)
 
 
-def _validate_cookie(val: Any) -> str:
+def _validate_cookie(val: Any) -> str | None:
+    if val is None:
+        return None
     val = validate_string(val)
-    if not val or not _TOKEN.fullmatch(val):
+    if not _TOKEN.fullmatch(val):
         raise ValueError(f"Invalid sticky_cookie: {val!r} is not the name of a cookie")
     return str(val)
+
+
+def _validate_samesite(val: Any) -> str:
+    val = validate_string(val)
+    if val is None or val.lower() not in ("lax", "strict", "none"):
+        raise ValueError(f"Invalid sticky_cookie_samesite: {val!r} (choose 'lax', 'strict' or 'none')")
+    return str(val.lower())
 
 
 def _validate_event(val: Any) -> str:
@@ -313,11 +323,35 @@ class StickyCookie(_Grouped, Setting):  # type: ignore[misc]
     cli = ("--sticky-cookie",)
     meta = "NAME"
     validator = _validate_cookie
-    default = "gunicorn_sticky"
+    default = None
     desc = """\
-        The cookie that names a client's worker, with ``sticky_by = "cookie"``.
+        The cookie's name, by default ``gunicorn_sticky_`` and six characters.
 
-        It is set with the first response to a client that has none.
+        With ``sticky_by = "cookie"`` it names a client's worker, and is set with
+        the first response to a client that has none.
+
+        The six characters are made from :ref:`proc-name` and :ref:`bind`. So
+        servers on one host name do not overwrite each other's cookie: a browser
+        sends it to all of them, whatever their port. The log tells the name at
+        start.
+        """
+
+
+class StickyCookieSameSite(_Grouped, Setting):  # type: ignore[misc]
+    name = "sticky_cookie_samesite"
+    cli = ("--sticky-cookie-samesite",)
+    meta = "VALUE"
+    validator = _validate_samesite
+    default = "lax"
+    desc = """\
+        The cookie's ``SameSite`` attribute: ``lax``, ``strict`` or ``none``.
+
+        It says which requests from other sites carry the cookie: with ``lax``
+        those that follow a link, with ``strict`` no request, with ``none`` all of
+        them, also a POST from a payment or login service, and what an iframe or a
+        script of another site asks for. A request without the cookie gets a new
+        worker, and a new cookie in its response. ``none`` makes the cookie
+        ``Secure``: browsers take it by HTTPS only.
         """
 
 
@@ -409,6 +443,18 @@ NAMES = tuple(
 )
 
 
+def cookie_name(cfg: Any) -> str:
+    """Return the name of the cookie: what `cfg` says, or one that other servers of the same host name do not have.
+
+    It is the same after a restart, or old cookies would add up in the browsers. Two servers on one machine differ in
+    their addresses; containers often do not, but in what they run.
+    """
+    if cfg.sticky_cookie:
+        return str(cfg.sticky_cookie)
+    server = "\0".join([cfg.proc_name, *cfg.bind])
+    return f"gunicorn_sticky_{blake2b(server.encode(errors='surrogateescape'), digest_size=3).hexdigest()}"
+
+
 def affinity(cfg: Any) -> Affinity:
     """Return what Gunicorn's configuration `cfg` says about the affinity key."""
     by = "header" if cfg.sticky_proxy else str(cfg.sticky_by)
@@ -418,7 +464,7 @@ def affinity(cfg: Any) -> Affinity:
         ignore_missing=bool(cfg.sticky_ignore_missing_header),
         ipv6_prefix=cfg.sticky_ipv6_prefix,
         trusted=tuple(cfg.sticky_trusted_proxies),
-        session_keys=(f"cookie:{cfg.sticky_cookie}",) if by == "cookie" else tuple(cfg.sticky_session_keys),
+        session_keys=(f"cookie:{cookie_name(cfg)}",) if by == "cookie" else tuple(cfg.sticky_session_keys),
         balance=cfg.sticky_balance,
         proxies=tuple(cfg.proxy_allow_ips) if cfg.proxy_protocol not in (False, "off") else (),
     )

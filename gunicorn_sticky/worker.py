@@ -234,10 +234,12 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         super().notify()
 
     def _cookie(self, environ: dict[str, Any]) -> tuple[str, str]:
-        """Return the header that sets our cookie (RFC 6265)."""
-        secure = "; Secure" if environ["wsgi.url_scheme"] == "https" else ""
-        cookie = f"{self.cfg.sticky_cookie}={session.session_id()}; Path=/; HttpOnly; SameSite=Lax{secure}"
-        return "Set-Cookie", cookie
+        """Return the header that sets our cookie (RFC 6265; SameSite: draft-ietf-httpbis-rfc6265bis)."""
+        same_site = self.cfg.sticky_cookie_samesite
+        # Browsers ignore SameSite=None without it.
+        secure = "; Secure" if same_site == "none" or environ["wsgi.url_scheme"] == "https" else ""
+        attributes = f"Path=/; HttpOnly; SameSite={same_site.capitalize()}{secure}"
+        return "Set-Cookie", f"{settings.cookie_name(self.cfg)}={session.session_id()}; {attributes}"
 
     def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""

@@ -30,6 +30,7 @@ OPTIONS = (
     "--sticky-session-keys",
     "--sticky-balance",
     "--sticky-cookie",
+    "--sticky-cookie-samesite",
     "--sticky-slot-header",
     "--sticky-cluster-socket",
     "--sticky-status",

@@ -16,6 +16,7 @@ from collections import Counter
 from urllib.parse import quote
 
 import pytest
+import requests
 from harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
 
 KEYS = "query:session_id,header:mcp-session-id,cookie:session"
@@ -280,8 +281,9 @@ def test_a_lost_session_is_engineios_400():
 
 
 def cookie_of(response) -> str | None:
+    """Return what the client sends back, NAME=VALUE."""
     cookie = response.headers.get("Set-Cookie", "")
-    match = re.match(r"gunicorn_sticky=([\w-]+); Path=/; HttpOnly; SameSite=Lax$", cookie)
+    match = re.match(r"(gunicorn_sticky_[0-9a-f]{6}=[\w-]+); Path=/; HttpOnly; SameSite=Lax$", cookie)
     return match.group(1) if match else None
 
 
@@ -295,14 +297,14 @@ def test_cookie():
         assert None not in clients
         assert len(set(clients.values())) > 1
         for cookie, pid in clients.items():
-            response = server.get(headers={"Cookie": f"a=b; gunicorn_sticky={cookie}"})
+            response = server.get(headers={"Cookie": f"a=b; {cookie}"})
             assert json.loads(response.body)["pid"] == pid
             assert response.headers["Set-Cookie"] is None
-        forged = server.get(headers={"Cookie": f"gunicorn_sticky={cookie[::-1]}"})
+        forged = server.get(headers={"Cookie": f"{cookie[:-1]}!"})
         assert forged.status == 200
         assert cookie_of(forged)
         os.kill(pid, signal.SIGKILL)
-        renewed = server.get(headers={"Cookie": f"gunicorn_sticky={cookie}"})
+        renewed = server.get(headers={"Cookie": cookie})
         assert renewed.status == 200
         assert cookie_of(renewed)
 
@@ -317,7 +319,7 @@ def test_cookie_on_a_kept_alive_connection_of_many_clients():
         assert len(set(clients.values())) > 1
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         for cookie, pid in clients.items():
-            connection.request("GET", "/", headers={"Cookie": f"gunicorn_sticky={cookie}"})
+            connection.request("GET", "/", headers={"Cookie": cookie})
             response = connection.getresponse()
             assert json.loads(response.read())["pid"] == pid
             assert response.headers["Set-Cookie"] is None
@@ -328,11 +330,32 @@ def test_cookie_on_a_kept_alive_connection_of_many_clients():
         connection.close()
 
 
-def test_cookie_name_and_https():
-    options = ("--sticky-by", "cookie", "--sticky-cookie", "where", "--forwarded-allow-ips", "*")
-    with Server(*STICKY, *options, "whoami:app") as server:
-        cookie = server.get(headers={"X-Forwarded-Proto": "https"}).headers["Set-Cookie"]
-        assert re.fullmatch(r"where=[\w-]+; Path=/; HttpOnly; SameSite=Lax; Secure", cookie)
+@pytest.mark.parametrize(
+    ("options", "scheme", "attributes"),
+    [
+        ((), "https", "SameSite=Lax; Secure"),
+        (("--sticky-cookie-samesite", "Strict"), "http", "SameSite=Strict"),
+        (("--sticky-cookie-samesite", "none"), "http", "SameSite=None; Secure"),
+    ],
+)
+def test_cookie_name_and_attributes(options: tuple[str, ...], scheme: str, attributes: str):
+    fixed = ("--sticky-by", "cookie", "--sticky-cookie", "where", "--forwarded-allow-ips", "*")
+    with Server(*STICKY, *fixed, *options, "whoami:app") as server:
+        cookie = server.get(headers={"X-Forwarded-Proto": scheme}).headers["Set-Cookie"]
+        assert re.fullmatch(rf"where=[\w-]+; Path=/; HttpOnly; {attributes}", cookie)
+
+
+def test_cookies_of_two_servers_on_one_host_name():
+    """A browser sends the cookies of both to each of them."""
+    options = (*STICKY, "--sticky-by", "cookie", "-w", "4", "whoami:app")
+    with Server(*options) as one, Server(*options, bind="0.0.0.0:0") as other, requests.Session() as browser:
+        browser.trust_env = False
+        seen: dict[int, set[int]] = {one.port: set(), other.port: set()}
+        for _ in range(6):
+            for port, pids in seen.items():
+                pids.add(browser.get(f"http://127.0.0.1:{port}/", timeout=30).json()["pid"])
+        assert [len(pids) for pids in seen.values()] == [1, 1]
+        assert len(browser.cookies) == 2
 
 
 def test_cookie_in_a_browser():
@@ -349,5 +372,6 @@ def test_cookie_in_a_browser():
         assert len(visitor["workers"]) == 5
         assert len(set(visitor["workers"])) == 1
         (cookie,) = visitor["cookies"]
-        assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("gunicorn_sticky", True, "Lax")
+        assert re.fullmatch("gunicorn_sticky_[0-9a-f]{6}", cookie["name"])
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
     assert len({visitor["workers"][0] for visitor in visitors}) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import signal
 import socket
 import ssl
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from harness import APPS, BIN, PATIENCE, STICKY, Response, Server, clean_env, wait_for
+
+from gunicorn_sticky.settings import cookie_name
 
 pytestmark = pytest.mark.features
 
@@ -99,7 +102,8 @@ def test_defaults(tmp_path):
         "sticky_balance": "least-connections",
         "sticky_by": "ip",
         "sticky_cluster_socket": "None",
-        "sticky_cookie": "gunicorn_sticky",
+        "sticky_cookie": "None",
+        "sticky_cookie_samesite": "lax",
         "sticky_header": "x-forwarded-for",
         "sticky_header_timeout": "10",
         "sticky_ignore_missing_header": "False",
@@ -121,6 +125,7 @@ def test_good_values_on_the_command_line(tmp_path):
     numbers = ["--sticky-header-timeout=1", "--sticky-sync-timeout=3600", "--sticky-ipv6-prefix=128"]
     names += ["--sticky-cluster-socket=unix:/run/a.sock", "--sticky-status=[::1]:9180"]
     lists = ["--sticky-session-keys=query:s.d, header:Mcp-Session-Id,cookie:sid"]
+    names += ["--sticky-cookie-samesite=None"]
     lists += ["--sticky-trusted-proxies=10.0.0.0/8, ::1", "--sticky-balance=round-robin", "--sticky-cookie=__Host-w"]
     shown = print_config(*switches, *names, *numbers, *lists, folder=tmp_path)
     del shown["sticky_connection"]
@@ -129,6 +134,7 @@ def test_good_values_on_the_command_line(tmp_path):
         "sticky_by": "header",
         "sticky_cluster_socket": "/run/a.sock",
         "sticky_cookie": "__Host-w",
+        "sticky_cookie_samesite": "none",
         "sticky_header": "cf-connecting-ip",
         "sticky_header_timeout": "1",
         "sticky_ignore_missing_header": "True",
@@ -150,6 +156,7 @@ sticky_balance = "hash"
 sticky_by = "session"
 sticky_cluster_socket = "a.sock"
 sticky_cookie = "w"
+sticky_cookie_samesite = "Strict"
 sticky_header = "Forwarded"
 sticky_header_timeout = 2
 sticky_ignore_missing_header = True
@@ -169,6 +176,7 @@ def sticky_connection(worker, connection):
         "sticky_by": "session",
         "sticky_cluster_socket": "a.sock",
         "sticky_cookie": "w",
+        "sticky_cookie_samesite": "strict",
         "sticky_connection": "<sticky_connection()>",
         "sticky_header": "forwarded",
         "sticky_header_timeout": "2",
@@ -193,6 +201,8 @@ BAD = [
     ("sticky_cookie", ""),
     ("sticky_cookie", "a=b"),
     ("sticky_cookie", "two words"),
+    ("sticky_cookie_samesite", ""),
+    ("sticky_cookie_samesite", "lax; Domain=example.com"),
     ("sticky_header", ""),
     ("sticky_header", "two words"),
     ("sticky_header", "x-client:"),
@@ -236,7 +246,9 @@ def test_bad_value_on_the_command_line(name, value):
         ("sticky_by", None),
         ("sticky_balance", None),
         ("sticky_cluster_socket", 1),
-        ("sticky_cookie", None),
+        ("sticky_cookie", 1),
+        ("sticky_cookie_samesite", None),
+        ("sticky_cookie_samesite", False),
         ("sticky_header", None),
         ("sticky_header", b"x-client"),
         ("sticky_header_timeout", None),
@@ -282,6 +294,30 @@ def test_the_hook_of_the_config_file_is_called():
 
 
 # --- settings together ---
+
+
+def cookie_name_of(**options: Any) -> str:
+    cfg = Config()
+    for name, value in options.items():
+        cfg.set(name, value)
+    return cookie_name(cfg)
+
+
+def test_servers_on_one_host_name_have_cookies_of_their_own():
+    servers: list[dict[str, Any]] = [
+        {"bind": "0.0.0.0:8000"},
+        {"bind": "0.0.0.0:8001"},
+        {"bind": "unix:/run/a.sock"},
+        {"bind": ["0.0.0.0:8000", "0.0.0.0:8001"]},
+        {"bind": "0.0.0.0:8000", "default_proc_name": "shop:app"},
+        {"bind": "0.0.0.0:8000", "proc_name": "shop"},
+        {"bind": "unix:/run/\udcff.sock"},
+    ]
+    names = [cookie_name_of(**options) for options in servers]
+    assert len(set(names)) == len(names)
+    assert names == [cookie_name_of(**options) for options in servers]  # also after a restart
+    assert all(re.fullmatch("gunicorn_sticky_[0-9a-f]{6}", name) for name in names)
+    assert cookie_name_of(bind="0.0.0.0:8000", sticky_cookie="w") == "w"
 
 
 @pytest.mark.parametrize(
