@@ -2,6 +2,9 @@
 
 A channel is a connected pair of Unix sockets. The arbiter keeps both ends open and every process of the slot inherits
 them, so a connection that was sent stays in the kernel until a worker takes it, whichever process dies in between.
+
+Both ends are non-blocking from their creation: with a default timeout (`socket.setdefaulttimeout`, in a configuration
+or a library), Python would wait before each call, whatever MSG_DONTWAIT says.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from _socket import (
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SCM_RIGHTS,
+    SOCK_NONBLOCK,
+    SOCK_SEQPACKET,
     SOL_SOCKET,
     socket,
     socketpair,
@@ -28,6 +33,8 @@ from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
+#: SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets.
+_KIND = SOCK_SEQPACKET | SOCK_NONBLOCK
 #: More than any message takes: a head of `head.MAX_HEAD` bytes and a read too many, two socket addresses, a key.
 _MESSAGE_SIZE = 128 * 1024
 _buffer = bytearray(_MESSAGE_SIZE)
@@ -60,15 +67,12 @@ class Channel:
     """The queue of one slot. Each process closes the end that it has no use for."""
 
     def __init__(self, ends: tuple[socket, socket] | None = None) -> None:
-        # SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets
-        from _socket import SOCK_SEQPACKET
-
-        self._out, self._in = ends or socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._out, self._in = ends or socketpair(AF_UNIX, _KIND)
 
     @classmethod
     def inherited(cls, sender: int, receiver: int) -> Channel:
         """Return the channel whose ends have these descriptors."""
-        return cls((socket(fileno=sender), socket(fileno=receiver)))
+        return cls((socket(AF_UNIX, _KIND, 0, sender), socket(AF_UNIX, _KIND, 0, receiver)))
 
     def fileno(self) -> int:
         """The receiving end, to wait for."""

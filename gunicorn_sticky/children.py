@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class Children:
             os._exit(code)  # never 3 or 4, which halt older versions of Gunicorn's master
 
     def _settle(self) -> None:
-        """Give up privileges, and handle all signals but SIGTERM as a child does that is no worker."""
+        """Give up privileges and the application's settings, and handle all signals but SIGTERM as no worker does."""
         cfg, log = self._arbiter.cfg, self._arbiter.log
         for name in ("HUP", "USR2", "TTIN", "TTOU", "WINCH", "ABRT"):
             signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
@@ -152,4 +153,5 @@ class Children:
         signal.signal(signal.SIGUSR1, lambda _signal, _frame: log.reopen_files())
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda _signal, _frame: os._exit(0))
+        socket.setdefaulttimeout(None)  # nothing here may wait because the configuration or a library has set one
         util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)

@@ -37,6 +37,7 @@ class ClusterSocket:
     def __init__(self, path: str, fd: int | None = None, uid: int = -1, gid: int = -1, replace: bool = False) -> None:
         self.path = path
         self._socket = _socket(socket.AF_UNIX, fileno=fd)
+        self._socket.setblocking(False)  # whatever socket.setdefaulttimeout says
         if fd is not None:
             return
         try:
@@ -47,7 +48,6 @@ class ClusterSocket:
             if os.geteuid() == 0:
                 os.chown(path, uid, gid)
             self._socket.listen()
-            self._socket.setblocking(False)
         except OSError as error:
             self._socket.close()
             raise OSError(error.errno, error.strerror or str(error), path) from None
@@ -66,6 +66,7 @@ class ClusterSocket:
         """Let programs join, in greenlets of this process, for as long as it lives."""
 
         def admit(client: Any, address: Any) -> None:
+            client.setblocking(True)
             # The end of the connection tells the program to ask again, another worker or another server.
             with contextlib.suppress(OSError):
                 socket.send_fds(client, [_GREETING], cluster.fds())
@@ -77,10 +78,13 @@ class ClusterSocket:
 def _is_free(path: str, replace: bool) -> bool:
     """Tell whether a path is that of a socket that its server has left behind, or that is to be replaced."""
     with _socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
         try:
             client.connect(path)
         except ConnectionRefusedError:
             return True
+        except BlockingIOError:
+            return replace  # in use, and its backlog is full
         except OSError:
             return False
     return replace

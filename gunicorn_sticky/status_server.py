@@ -55,15 +55,16 @@ class StatusSocket:
         self.address = address
         if fd is not None:
             self._socket = _socket(fileno=fd)
+            self._socket.setblocking(False)  # whatever socket.setdefaulttimeout says
             return
         host, _, port = address.rpartition(":")
         family, kind, _, _, where = _getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         self._socket = _socket(family, kind)
+        self._socket.setblocking(False)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(where)
             self._socket.listen()
-            self._socket.setblocking(False)
         except OSError:
             self._socket.close()
             raise
