@@ -130,6 +130,7 @@ GARBAGE = {
 
 def test_garbage_is_refused_and_not_logged():
     with well() as site:
+        site.wait_for_log(r"Slot \d: ready", count=2)  # which the status may tell earlier
         port, before = site.status_port, site.log
         for what, head in GARBAGE.items():
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
