@@ -44,6 +44,8 @@ RESPAWN_WORKER = 1.0
 NOBODY = -1
 #: Seconds between two looks at the workers, while something is expected of them.
 POLL = 0.1
+#: Seconds between two looks for workers that hang: who is told to abort has this long, as in Gunicorn's main loop.
+TURN = 1.0
 
 
 class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
@@ -133,6 +135,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._status_servers = Children("status server", self, self._new_status_server)
         #: By slot, when its next worker may start, if the last one has died while it booted.
         self._worker_not_before: dict[int, float] = {}
+        #: During a reload, when to look next for who hangs.
+        self._murder_at: float | None = None
         self.worker_class: Any = None
         super().__init__(app)
 
@@ -445,7 +449,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
         return serve
 
-    # --- both ---
+    # --- all of them ---
 
     def close_heartbeats(self) -> None:
         """In a new child, close the heartbeats of its siblings, which it has inherited."""
@@ -483,6 +487,28 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self._manage_dispatcher()
             if not self._status_servers.in_service:
                 self._manage_status_server()
+            if self._murder_at is not None:
+                self._go_on(self._murder_at)
+
+    def reload(self) -> None:
+        """Take over a new configuration.
+
+        Gunicorn waits there for the old workers to end, for up to `graceful_timeout`, and only reaps who has died.
+        """
+        self._murder_at = time.monotonic() + TURN
+        try:
+            super().reload()
+        finally:
+            self._murder_at = None
+
+    def _go_on(self, murder_at: float) -> None:
+        """Do what the main loop does between two signals, in the middle of a reload."""
+        self.maybe_promote_master()
+        now = time.monotonic()
+        if now >= murder_at:
+            self._murder_at = now + TURN
+            self.murder_workers()
+        self.manage_workers()
 
     def wait_for_signals(self, timeout: float = 1.0) -> Any:
         """Wait for signals, but not beyond the moment when there is something to do."""
