@@ -36,7 +36,7 @@ from .worker import GeventStickyWorker
 if TYPE_CHECKING:
     from .status_server import StatusSocket
 
-#: A slot has its worker and one that drains; a third would let max_requests pile up processes.
+#: A worker that has reached max_requests waits for a successor while there are so many, or processes would pile up.
 WORKERS_PER_SLOT = 2
 #: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
 RESPAWN_WORKER = 1.0
@@ -335,10 +335,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._slot_log.announce(self.log, settings.affinity(self.cfg), self.num_workers)
         now = time.monotonic()
         for slot in range(self.num_workers):
-            workers = self._workers_of(slot)
-            if any(self._stays(worker) for worker in workers) or len(workers) >= WORKERS_PER_SLOT:
-                continue
-            if now >= self._worker_not_before.get(slot, 0.0):
+            if self._needs_worker(slot) and now >= self._worker_not_before.get(slot, 0.0):
                 self._spawn_worker(slot)
         self._manage_dispatcher()
         self._dismiss_workers()
@@ -347,9 +344,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._report()
         self._slot_log.look(self.log, self.num_workers)
 
-    def _stays(self, worker: Any) -> bool:
-        """Tell whether a slot needs nobody else than this worker."""
-        return bool(worker.alive and not worker.leaving and self._is_wanted(worker))
+    def _needs_worker(self, slot: int) -> bool:
+        """Tell whether a slot needs another worker than those that take its connections, or will when they have booted.
+
+        Who leaves takes them until a successor does, so that can wait for those that drain. Else it cannot.
+        """
+        workers = self._workers_of(slot)
+        wanted = [worker for worker in workers if worker.alive and self._is_wanted(worker)]
+        if not wanted:
+            return True
+        return all(worker.leaving for worker in wanted) and len(workers) < WORKERS_PER_SLOT
 
     def _dismiss_workers(self) -> None:
         """Let go the workers whose slot has another one by now, or is no more."""

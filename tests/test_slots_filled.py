@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 from harness import STICKY, Server, addresses, wait_for
 
+from gunicorn_sticky.board import SEATS
+
 CLIENTS = addresses(24)
 #: Longer than any test waits.
 GRACE = ("--graceful-timeout", "120")
@@ -45,7 +47,7 @@ def pre_request(worker, req):
 
 @contextlib.contextmanager
 def waiting_reload(*options: str) -> Iterator[tuple[Server, str, int]]:
-    """Have a server whose reload waits for an old worker, with the address of a client of its slot, and the new worker there."""
+    """Have a server whose reload waits for an old worker; also tell a client of its slot, and the new worker."""
     with Server(*STICKY, "-w", "2", *GRACE, *options, "whoami:app", config=TELLS) as server:
         client = CLIENTS[0]
         with held(server, client) as old:
@@ -90,3 +92,18 @@ def test_a_new_master_is_promoted_while_its_reload_waits():
             server.wait_for_log("Master has been promoted")
         os.kill(new, signal.SIGTERM)
         server.wait_for_log("Shutting down: Master$")
+
+
+def test_a_slot_whose_workers_all_drain_gets_another_one():
+    with Server(*STICKY, "-w", "2", *GRACE, "whoami:app", config=TELLS) as server, contextlib.ExitStack() as stack:
+        client = CLIENTS[0]
+        draining = []
+        for _ in range(SEATS):
+            draining.append(stack.enter_context(held(server, client)))
+            if len(draining) < SEATS:
+                assert set(draining) <= set(server.alive("worker"))
+            os.kill(draining[-1], signal.SIGTERM)
+            assert wait_for(lambda: server.who(source=client)["pid"] not in draining, "a successor")
+        # With all seats taken, who has drained longest has made room.
+        wait_for(lambda: draining[0] not in server.alive("worker"), "the oldest to end")
+        assert set(draining[1:]) <= set(server.alive("worker"))
