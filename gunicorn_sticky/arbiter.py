@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import secrets
 import signal
@@ -420,7 +421,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             board=self._board,
             removed=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
-            slot_timeout=self.timeout or 30,
+            slot_timeout=self.timeout or math.inf,
             lane_size=self.cfg.backlog,
             figures=row,
         )

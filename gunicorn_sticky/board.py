@@ -167,6 +167,14 @@ class Board:
         """Tell whether a worker has not claimed its slot yet."""
         return self._cells[_ROWS + seat * _ROW + _STATE] == _BOOTING
 
+    def newcomer(self, slot: int) -> int:
+        """Return the number of a worker of a slot that is booting, or 0 if there is none."""
+        for seat in range(slot * SEATS, (slot + 1) * SEATS):
+            owner = self._cells[_ROWS + seat * _ROW + _OWNER]
+            if owner and self.is_booting(seat):
+                return owner
+        return 0
+
     def taker(self, slot: int) -> int:
         """Return the seat of the worker that takes a slot's connections, or -1 if there has been none."""
         return self._cells[_TAKERS + slot] - 1

@@ -43,6 +43,7 @@ from .lingering import Lingering
 from .peeking import Peeking
 from .refusal import Notices
 from .route import Channels, HashRoute, SessionRoute
+from .vacancy import Vacancies
 
 #: Connections taken from one listener before others get their turn.
 ACCEPT_BATCH = 64
@@ -79,7 +80,8 @@ class Plan:
     removed: Sequence[Channel]
     #: Seconds for a connection to show its header.
     header_timeout: float
-    #: Seconds that connections wait for a worker that does not come, or whose channel is full.
+    #: Seconds that connections wait for a worker that does not come, or whose channel is full; they do not count while
+    #: one boots.
     slot_timeout: float
     #: Number of connections that a full channel may hold up.
     lane_size: int
@@ -127,8 +129,7 @@ class Dispatcher:
         else:
             self._route = HashRoute(plan.channels, plan.secret)
         self._halves = [_Half(plan.board, plan.channels.seats), _Half(plan.board.other(), plan.channels.others)]
-        #: Since when slots have had no worker.
-        self._vacant: dict[int, float] = {}
+        self._vacancies = Vacancies(plan.board)
 
         self._events = Events()
         self._listeners: list[_Listener] = []
@@ -160,7 +161,7 @@ class Dispatcher:
         for channel in self.plan.removed:
             self._events.watch(channel.fileno(), READABLE, functools.partial(self._move, channel))
 
-        ticked = 0.0
+        ticked = time.monotonic() - TICK
         while not (self._draining and self._idle()):
             if self._told_to_drain and not self._draining:
                 self._stop()
@@ -175,10 +176,10 @@ class Dispatcher:
                 self._route.look_again()
                 self._clear_seats()
             if now - ticked >= TICK:
-                ticked = now
                 self.heartbeat()
                 self._measure()
-                self._empty_vacant(now)
+                self._empty_vacant(now - ticked)
+                ticked = now
                 if self._is_orphan():
                     self.log.info("Parent changed, shutting down the dispatcher")
                     return
@@ -311,12 +312,17 @@ class Dispatcher:
         status = HTTPStatus.SERVICE_UNAVAILABLE
         self._lingering.refuse(socket(fileno=fd), parcel.address, status, message, setting)
 
-    def _empty_vacant(self, now: float) -> None:
-        """Refuse what waits for a slot that has had no worker for too long."""
+    def _empty_vacant(self, elapsed: float) -> None:
+        """Refuse what waits for a slot that has had no worker for too long, except while one boots.
+
+        Args:
+            elapsed: seconds since this was called last
+        """
         for slot, channel in enumerate(self.plan.channels.slots):
-            if self.plan.board.is_open(slot):
-                self._vacant.pop(slot, None)
-            elif now - self._vacant.setdefault(slot, now) >= self.plan.slot_timeout:
+            waited, boots = self._vacancies.look(slot, elapsed)
+            if boots:
+                self._lanes.prolong(channel, elapsed)
+            elif waited >= self.plan.slot_timeout:
                 message = f"there has been no worker for this client for {self.plan.slot_timeout:g} s"
                 with contextlib.suppress(OSError):  # no descriptors left: next time, maybe
                     while received := channel.receive():

@@ -73,6 +73,11 @@ class Lanes:
             if not lane:
                 del self._lanes[channel]
 
+    def prolong(self, channel: Channel, seconds: float) -> None:
+        """Let what waits for a channel wait longer."""
+        for waiting in self._lanes.get(channel, ()):
+            waiting.deadline += seconds
+
     def clear(self, channel: Channel) -> list[tuple[int, Parcel]]:
         """Take out, and return, what waits for a channel."""
         return [(waiting.fd, waiting.parcel) for waiting in self._lanes.pop(channel, ())]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import select
 import signal
 import socket
 import subprocess
@@ -524,7 +525,27 @@ def test_what_waits_too_long_is_refused_with_503():
             connection.close()
 
 
-def test_a_slot_without_a_worker_is_refused_with_503():
+def test_a_slot_whose_workers_die_is_refused_with_503():
+    config = """
+import os
+
+def post_worker_init(worker):
+    if os.path.exists("broken"):
+        os._exit(9)
+"""
+    with Server(*STICKY, "-w", "2", "--timeout", "2", "whoami:app", config=config) as server:
+        victim = server.who(source=CLIENTS[0])
+        (server.folder / "broken").touch()
+        os.kill(victim["pid"], signal.SIGKILL)
+        response = server.get(source=CLIENTS[0])
+        assert (response.status, response.headers["Retry-After"]) == (503, "5")
+        assert "there has been no worker for this client for 2 s" in response.body.decode()
+        server.wait_for_log(rf"Refused a connection from {CLIENTS[0]}: 503, there has .* 2 s \(setting: timeout\)")
+        (server.folder / "broken").unlink()
+        wait_for(lambda: server.get(source=CLIENTS[0]).status == 200, "the slot to have a worker again")
+
+
+def test_who_waits_for_a_worker_that_boots_waits_for_as_long_as_that_takes():
     config = """
 import os, time
 
@@ -536,12 +557,29 @@ def post_worker_init(worker):
         victim = server.who(source=CLIENTS[0])
         (server.folder / "hold").touch()
         os.kill(victim["pid"], signal.SIGKILL)
-        response = server.get(source=CLIENTS[0])
-        assert (response.status, response.headers["Retry-After"]) == (503, "5")
-        assert "there has been no worker for this client for 2 s" in response.body.decode()
-        server.wait_for_log(rf"Refused a connection from {CLIENTS[0]}: 503, there has .* 2 s \(setting: timeout\)")
+        waiting = open_clients(server, CLIENTS[0], 500)  # more than the channel takes
+        assert not select.select(waiting, [], [], 5)[0]
         (server.folder / "hold").unlink()
-        wait_for(lambda: server.get(source=CLIENTS[0]).status == 200, "the slot to have a worker again")
+        assert {connection.recv(12) for connection in waiting} == {b"HTTP/1.1 200"}
+        for connection in waiting:
+            connection.close()
+
+
+@pytest.mark.parametrize(("timeout", "patience"), [("0", "inf"), ("7", "7")])
+def test_how_long_a_slot_may_stand_still(timeout: str, patience: str):
+    """As long as Gunicorn's timeout, where 0 is no limit."""
+    config = """
+from gunicorn_sticky import dispatcher
+run = dispatcher.run
+
+def tell(plan, log, heartbeat):
+    log.info("patience: %s", plan.slot_timeout)
+    run(plan, log, heartbeat)
+
+dispatcher.run = tell
+"""
+    with Server(*STICKY, "-w", "2", "--timeout", timeout, "whoami:app", config=config) as server:
+        server.wait_for_log(f"patience: {patience}$")
 
 
 def limited(count: int) -> list[str]:
