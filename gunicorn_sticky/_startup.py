@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Whether the application's arbiter was made by `_replace_arbiter`; without that, our worker has nobody to feed it.
 in_charge = False
+#: Whether Gunicorn had been imported before us, so that no start-up hook can have run.
+late = False
 
 _callbacks: "dict[str, Callable[[ModuleType], None]]" = {}
 #: Modules that `_PostImport` is asking the other finders for.
@@ -64,6 +66,8 @@ def when_imported(name: str, callback: "Callable[[ModuleType], None]") -> None:
 
 def install() -> None:
     """Make Gunicorn know our settings and our arbiter."""
+    global late
+    late = "gunicorn.app.base" in sys.modules
     when_imported("gunicorn.config", _add_settings)
     when_imported("gunicorn.app.base", _replace_arbiter)
 
@@ -75,11 +79,15 @@ def _add_settings(config: "ModuleType") -> None:
 def _replace_arbiter(base: "ModuleType") -> None:
     stock = base.Arbiter
 
-    def new_arbiter(app: "Any") -> "Any":
-        global in_charge
-        in_charge = True
-        from .arbiter import new_arbiter
+    class Arbiter(stock):  # type: ignore[misc,valid-type]
+        # A class, for whoever extends it, which gives them Gunicorn's own, or uses what it has.
+        def __new__(cls, app: "Any" = None, *args: "Any", **kwargs: "Any") -> "Any":
+            if cls is not Arbiter:
+                return super().__new__(cls)
+            global in_charge
+            in_charge = True
+            from .arbiter import new_arbiter
 
-        return new_arbiter(app, stock)
+            return new_arbiter(app, stock)
 
-    base.Arbiter = new_arbiter  # type: ignore[attr-defined]
+    base.Arbiter = Arbiter  # type: ignore[attr-defined]

@@ -117,8 +117,14 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Refuse to run under an arbiter that knows nothing of us; Gunicorn calls this when it resolves ``-k``.
 
         Raises:
-            RuntimeError: the start-up hook did not run
+            RuntimeError: the start-up hook did not run, or the application has an arbiter of its own
         """
+        if not _startup.in_charge and not _startup.late:
+            raise RuntimeError(
+                "the application runs an arbiter of its own making, which cannot route connections: let "
+                "gunicorn.app.base.BaseApplication.run() make the arbiter, and use Gunicorn's server hooks instead of "
+                "a subclass"
+            )
         if not _startup.in_charge:
             raise RuntimeError(
                 "gunicorn_sticky was loaded after Gunicorn, because its start-up hook did not run "

@@ -242,6 +242,23 @@ def test_embedder(installed, tmp_path):
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("module", ["gunicorn.arbiter", "gunicorn.app.base"])
+@pytest.mark.parametrize("worker_class", ["sync", "gunicorn_sticky.GeventStickyWorker"])
+def test_embedder_with_an_arbiter_of_its_own(regular, tmp_path, module, worker_class):
+    """Which no other worker class has to do without."""
+    code = EMBEDDER.replace("    def load(self)", "    def run(self):\n        Own(self).run()\n\n    def load(self)")
+    code = code.replace("gunicorn_sticky.GeventStickyWorker", worker_class)
+    own = f"from {module} import Arbiter\n\nclass Own(Arbiter):\n    pass\n"
+    (tmp_path / "embedder.py").write_text(own + code)
+    with regular.serve(f"python {tmp_path}/embedder.py", bind=None) as server:
+        if worker_class == "sync":
+            assert server.who()["slot"] is None
+            assert server.stop() == 0
+        else:
+            assert server.process.wait(PATIENCE) == 1, server.log
+            assert "RuntimeError: the application runs an arbiter of its own making" in server.log
+
+
 # --- without it ---
 
 
