@@ -83,6 +83,7 @@ class StatusSocket:
         http = WSGIServer(
             self._socket, _Application(server, log), log=None, error_log=None, spawn=Pool(MOST), handler_class=_Handler
         )
+        http.start()  # which asks for this host's name, and waits: what is told to stop meanwhile could not start
         gevent.signal_handler(signal.SIGTERM, http.stop, LAST_CALL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         host, port = self._socket.getsockname()[:2]

@@ -202,6 +202,25 @@ def test_a_process_whose_master_dies_before_it_has_started(kind: str, tmp_path: 
         wait_for(lambda: not site.session(), "all processes to end")
 
 
+def test_one_that_is_told_to_end_before_it_serves():
+    """It asks for the name of its host first, which takes a while."""
+    config = (
+        "import gevent.socket, sys\n"
+        "def slowly(name):\n"
+        "    print('Asking', file=sys.stderr, flush=True)\n"
+        "    gevent.sleep(1)\n"
+        "    return name\n"
+        "gevent.socket.getfqdn = slowly\n"
+    )
+    with Site(config=config) as site:
+        site.wait_for_log("Asking")
+        [pid] = site.alive("status server")
+        os.kill(pid, signal.SIGTERM)
+        site.wait_for_log(r"Status server \(pid:\d+\) has died \(status 0\)")
+        site.wait_for_log("Status at", count=2)
+        assert "Exception in the status server" not in site.log
+
+
 def test_the_end_of_all_processes_at_once_is_no_fault():
     """As Ctrl-C and systemd do, with `KillMode=control-group`."""
     for number in (signal.SIGINT, signal.SIGTERM):
