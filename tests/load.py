@@ -1,11 +1,12 @@
 """The load of the fault harness: a program that sends requests at a steady rate, and prints a line about each.
 
-    python load.py PORT ip|header|session --rate 300 --clients 240
+    python load.py PORT ip|header|session|cookie --rate 300 --clients 240
 
 Half of the clients open a connection for each request. The other half keep connections open: by IP each client its
-own, otherwise they share some, as behind a proxy that does so. Every tenth request takes a while. Beside them, a few
-clients poll for long, and a few have a WebSocket. It ends, with the requests that are under way, when its standard
-input does. All times are those of `time.monotonic()`, which all processes of a machine share.
+own, otherwise they share some, as behind a proxy that does so. Every tenth request takes a while. With `--mixed`, one
+uploads something, and one listens to events (SSE). Beside them, a few clients poll for long, and a few have a
+WebSocket. It ends, with the requests that are under way, when its standard input does. All times are those of
+`time.monotonic()`, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
+import random
 import socket
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import addresses
 
@@ -27,6 +30,8 @@ from harness import addresses
 PATIENCE = 40.0
 #: Every n-th request is slow, and takes so many seconds.
 SLOW_EVERY, SLOW = 10, 0.4
+#: As many upload up to so many bytes, or listen for so many seconds, if the load is mixed.
+UPLOAD, EVENTS = 150_000, 0.5
 #: By header and by session: every n-th one shows the second half of its head so many seconds later.
 SPLIT_EVERY, SPLIT = 29, 0.15
 #: How long a long poll takes, and the time between two messages to a WebSocket.
@@ -43,6 +48,19 @@ class Failed(Exception):
     """A request without an answer; says how it ended."""
 
 
+class Answer(NamedTuple):
+    """What has come of a request."""
+
+    status: int
+    closes: bool
+    #: Its JSON, if there is.
+    who: dict[str, Any]
+    #: Its Retry-After, or -1.
+    retry_after: float
+    #: The cookie that it sets, or None.
+    cookie: str | None
+
+
 class Connection:
     """A client's TCP connection."""
 
@@ -54,6 +72,7 @@ class Connection:
         #: Who answered here last: slot and pid.
         self.last: tuple[int | None, int | None] = (None, None)
         self.kept = False
+        self.opened = time.monotonic()
 
     async def open(self, port: int) -> None:
         self.socket.bind((self.source, 0))
@@ -95,17 +114,23 @@ class Connection:
             received += data
         return received
 
-    async def answer(self) -> tuple[int, bool, dict[str, Any], float]:
-        """Read an answer: its status, whether the server closes, its JSON if there is, and its Retry-After."""
+    async def answer(self) -> Answer:
         received = await self.read_until(lambda data: b"\r\n\r\n" in data)
-        lines = received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        head, _, body = received.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-        start = received.index(b"\r\n\r\n") + 4
-        size = int(headers.get("content-length", 0))
-        body = (await self.read_until(lambda data: len(data) >= start + size, received))[start:]
-        who = json.loads(body) if headers.get("content-type") == "application/json" else {}
+        kind, who = headers.get("content-type"), {}
+        if headers.get("transfer-encoding") == "chunked":  # events, each in one piece
+            body = await self.read_until(lambda data: data.endswith(b"0\r\n\r\n"), body)
+            body = body.rpartition(b"data: ")[2].partition(b"\n")[0]
+        else:
+            size = int(headers.get("content-length", 0))
+            body = await self.read_until(lambda data: len(data) >= size, body)
+        if kind in ("application/json", "text/event-stream"):
+            who = json.loads(body)
         closes = headers.get("connection", "").lower() == "close"
-        return int(lines[0].split()[1]), closes, who, float(headers.get("retry-after", -1))
+        cookie = headers.get("set-cookie", "").partition(";")[0] or None
+        return Answer(int(lines[0].split()[1]), closes, who, float(headers.get("retry-after", -1)), cookie)
 
     def close(self) -> None:
         self.socket.close()
@@ -121,11 +146,14 @@ class Client:
         #: The pid of the worker that minted the session.
         self.owner: int | None = None
         self.requests = 0
+        #: As in the header, and the pid of the worker that set it.
+        self.cookie: str | None = None
+        self.cookie_owner: int | None = None
 
 
 class Load:
-    def __init__(self, port: int, by: str, rate: float, clients: int, others: int) -> None:
-        self.port, self.by, self.rate = port, by, rate
+    def __init__(self, port: int, by: str, rate: float, clients: int, others: int, mixed: bool = False) -> None:
+        self.port, self.by, self.rate, self.mixed = port, by, rate, mixed
         names = addresses(clients + 2 * others)
         self.idle = deque(Client(name, number % 2 == 1) for number, name in enumerate(names[:clients]))
         self.pollers = [Client(name, True) for name in names[clients : clients + others]]
@@ -157,41 +185,53 @@ class Load:
         connection.idle_since = time.monotonic()
         kept.append(connection)
 
-    async def request(self, client: Client, kind: str, path: str, seconds: float, split: bool = False) -> None:
+    async def request(
+        self, client: Client, kind: str, path: str, seconds: float, split: bool = False, body: bytes | None = None
+    ) -> None:
         """Send a request, and record how it went."""
         connection = await self.connection(client)
-        session, owner = client.session, client.owner
+        session = client.session
+        owner = client.cookie_owner if self.by == "cookie" else client.owner
         start = time.monotonic()
-        status, closes, who, retry_after, outcome = 0, True, {}, -1.0, ""
+        status, closes, who, retry_after, cookie = Answer(0, True, {}, -1.0, None)
+        outcome = ""
         last, kept = connection.last, connection.kept
 
-        async def exchange() -> tuple[int, bool, dict[str, Any], float]:
+        async def exchange() -> Answer:
             if not connection.kept:
                 await connection.open(self.port)
-            data = self.head(client, path, seconds, not client.keeps)
+            data = self.head(client, path, seconds, not client.keeps, body=body)
             if split:
                 await connection.send(data[: len(data) // 2])
                 await asyncio.sleep(SPLIT)
                 data = data[len(data) // 2 :]
             await connection.send(data)
+            if body:
+                await connection.send(body)
             return await connection.answer()
 
         try:
-            status, closes, who, retry_after = await asyncio.wait_for(exchange(), PATIENCE + seconds)
+            status, closes, who, retry_after, cookie = await asyncio.wait_for(exchange(), PATIENCE + seconds)
         except Failed as error:
             outcome = str(error)
         except asyncio.TimeoutError:
             outcome = "timeout"
         end = time.monotonic()
+        if body is not None and status == 200 and who["sha256"] != hashlib.sha256(body).hexdigest():
+            outcome = "wrong"
         if closes or not client.keeps:
             connection.close()
         else:
             connection.last = who.get("slot"), who.get("pid")
             self.keep(client, connection)
-        if self.by == "session" and who:
+        if cookie and who:
+            client.cookie, client.cookie_owner = cookie, who["pid"]
+        if self.by in ("session", "cookie") and who:
             client.requests += 1
             if status == 404 or client.requests % SESSION == 0:
                 client.session, client.owner = "new", None
+                if random.random() < 0.5:  # another browser
+                    client.cookie = client.cookie_owner = None
             else:
                 client.session, client.owner = who["session"], who["pid"]
         self.record(
@@ -208,27 +248,46 @@ class Load:
             began=who.get("began"),
             last_slot=last[0],
             last_pid=last[1],
-            owner=owner if session != "new" else None,
+            owner=owner if session != "new" or self.by == "cookie" else None,
             retry_after=retry_after,
+            opened=connection.opened,
         )
 
-    def head(self, client: Client, path: str, seconds: float, closes: bool, upgrade: str = "") -> bytes:
+    def head(
+        self,
+        client: Client,
+        path: str,
+        seconds: float,
+        closes: bool,
+        upgrade: str = "",
+        body: bytes | None = None,
+    ) -> bytes:
         query = f"seconds={seconds}"
-        if self.by == "session":
+        if self.by in ("session", "cookie"):
             query += f"&session={client.session}"
         forwarded = f"X-Forwarded-For: {client.name}\r\n" if self.by == "header" else ""
+        cookie = f"Cookie: {client.cookie}\r\n" if client.cookie else ""
         close = "Connection: close\r\n" if closes and not upgrade else ""
-        return f"GET {path}?{query} HTTP/1.1\r\nHost: localhost\r\n{upgrade}{close}{forwarded}\r\n".encode()
+        length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
+        method = "GET" if body is None else "POST"
+        more = f"{upgrade}{close}{forwarded}{cookie}{length}"
+        return f"{method} {path}?{query} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode()
 
     async def steady(self) -> None:
         """Send requests at the given rate, each by whoever has waited longest."""
         tasks: set[asyncio.Task[None]] = set()
 
         async def one(client: Client, number: int) -> None:
-            seconds = SLOW if number % SLOW_EVERY == 0 else 0.0
+            path, seconds, body = "/", 0.0, None
+            if number % SLOW_EVERY == 0:
+                path, seconds = "/slow", SLOW
+            elif self.mixed and number % SLOW_EVERY == 1:
+                path, body = "/upload", random.randbytes(random.randrange(UPLOAD))
+            elif self.mixed and number % SLOW_EVERY == 2:
+                path, seconds = "/events", EVENTS
             split = self.by != "ip" and number % SPLIT_EVERY == 0
             try:
-                await self.request(client, "request", "/slow" if seconds else "/", seconds, split)
+                await self.request(client, "request", path, seconds, split, body)
             finally:
                 self.idle.append(client)
 
@@ -291,6 +350,7 @@ class Load:
                     last_pid=who.get("pid") if kept else None,
                     owner=None,
                     retry_after=-1.0,
+                    opened=connection.opened,
                 )
                 kept = True
             connection.close()
@@ -299,7 +359,7 @@ class Load:
     async def exchange(self, client: Client, connection: Connection, kept: bool) -> dict[str, Any]:
         """Send a message, after the handshake if there has been none, and return the answer (RFC 6455)."""
         if not kept:
-            client.session = "new"
+            client.session = "new"  # a WebSocket is a session by itself
             await connection.open(self.port)
             upgrade = (
                 "Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -331,13 +391,14 @@ class Load:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("by", choices=("ip", "header", "session"))
+    parser.add_argument("by", choices=("ip", "header", "session", "cookie"))
     parser.add_argument("--rate", type=float, default=300)
     parser.add_argument("--clients", type=int, default=240)
     parser.add_argument("--others", type=int, default=8, help="long polls, and WebSockets")
+    parser.add_argument("--mixed", action="store_true", help="with uploads and events")
     given = parser.parse_args()
 
     async def main() -> None:
-        await Load(given.port, given.by, given.rate, given.clients, given.others).run()
+        await Load(given.port, given.by, given.rate, given.clients, given.others, given.mixed).run()
 
     asyncio.run(main())

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import engineio
 import requests
 import socketio
 from harness import PATIENCE, wait_for
+from requests.adapters import HTTPAdapter
 
 # So many packets may wait for a client that polls while it does something else.
 engineio.payload.Payload.max_decode_packets = 1_000_000
+
+
+class From(HTTPAdapter):
+    """Connects from a given address."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, source_address=(self.address, 0))  # type: ignore[no-untyped-call]
 
 
 class Client:
@@ -21,11 +34,22 @@ class Client:
 
     Args:
         port: the server's
-        transport: "websocket" or "polling"
+        transport: "websocket" or "polling"; both, separated by a comma, to begin with one and go on with the other
         namespaces: what it connects to; what it emits itself is in "/"
+        source: the address that it connects from
+        headers: what it sends with each request
+        patience: seconds to wait for a connection
     """
 
-    def __init__(self, port: int, transport: str = "websocket", namespaces: Sequence[str] = ("/",)) -> None:
+    def __init__(
+        self,
+        port: int,
+        transport: str = "websocket",
+        namespaces: Sequence[str] = ("/",),
+        source: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
         self.sid: str | None = None
         #: Event and arguments, before them the namespace unless it is "/".
         self.heard: list[tuple[Any, ...]] = []
@@ -33,8 +57,19 @@ class Client:
         self.listener: Callable[..., None] | None = None
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.headers.update(headers or {})  # those given to connect() are not sent with later requests
+        options: dict[str, Any] = {}
+        if source is not None:
+            self._session.mount("http://", From(source))
+            if "websocket" in transport:  # websocket-client cannot be told where to connect from
+                address = "127.0.0.1", port
+                options["socket"] = socket.create_connection(address, PATIENCE, source_address=(source, 0))
         self._client = socketio.Client(
-            http_session=self._session, request_timeout=PATIENCE, reconnection=False, handle_sigint=False
+            http_session=self._session,
+            websocket_extra_options=options,
+            request_timeout=patience,
+            reconnection=False,
+            handle_sigint=False,
         )
         # Else it handles each message in a thread of its own, which mixes up their order.
         trigger = self._client.eio._trigger_event
@@ -43,7 +78,11 @@ class Client:
             prefix = () if namespace == "/" else (namespace,)
             self._client.on("*", functools.partial(self._hear, *prefix), namespace=namespace)
         self._client.connect(
-            f"http://127.0.0.1:{port}", transports=[transport], namespaces=list(namespaces), wait_timeout=PATIENCE
+            f"http://127.0.0.1:{port}",
+            headers=dict(headers or {}),
+            transports=transport.split(","),
+            namespaces=list(namespaces),
+            wait_timeout=patience,
         )
         self.sid = self._client.get_sid()
         where = self.call("where")

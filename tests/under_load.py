@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ class Record:
     #: The pid of the worker that minted the session.
     owner: int | None
     retry_after: float
+    #: When its connection was made.
+    opened: float
 
     @property
     def failed(self) -> bool:
@@ -82,9 +84,15 @@ class Record:
 
 
 class Load:
-    """A running load.py."""
+    """A running load.py.
 
-    def __init__(self, server: Server, by: str) -> None:
+    Args:
+        server: whom it asks
+        by: the key
+        command: another program that prints records
+    """
+
+    def __init__(self, server: Server, by: str, command: Sequence[str] = ()) -> None:
         self.by = by
         self._path = server.folder / f"load-{time.monotonic_ns()}"
         self._seen: list[Record] = []
@@ -93,11 +101,9 @@ class Load:
         #: Requests that were due while all clients waited for answers.
         self.unsent = 0
         self._read = 0
-        command = [sys.executable, str(TESTS / "load.py"), str(server.port), by]
+        command = command or [str(TESTS / "load.py"), str(server.port), by, f"--rate={RATE}", f"--clients={CLIENTS}"]
         with self._path.open("wb") as output:
-            self._process = subprocess.Popen(
-                [*command, "--rate", str(RATE), "--clients", str(CLIENTS)], stdin=subprocess.PIPE, stdout=output
-            )
+            self._process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=output)
 
     @property
     def records(self) -> list[Record]:

@@ -1,10 +1,13 @@
-"""The application of the fault harness: requests that take long, block the worker or open a WebSocket; and sessions.
+"""The application of the fault harness: requests that take long, block the worker, upload something, listen to events
+(SSE), start a child or open a WebSocket; and sessions.
 
 Each answer tells who gave it. With a file named "crash" in the working directory, the workers of the slots that it
 lists die while they boot; with "broken", they cannot import the application.
 """
 
+import hashlib
 import json
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -36,6 +39,33 @@ def hold(_seconds):
         time.sleep(0.02)
 
 
+def child(_seconds):
+    """Start a child, as an application does that works with several processors, and end it."""
+    started = multiprocessing.get_context("fork").Process(target=block, args=[1])
+    started.start()
+    started.terminate()
+    started.join()
+
+
+def digest(body):
+    found, size = hashlib.sha256(), 0
+    while chunk := body.read(65536):
+        found.update(chunk)
+        size += len(chunk)
+    return {"size": size, "sha256": found.hexdigest()}
+
+
+def events(seconds, who):
+    """Send an event ten times a second, and at the end the answer."""
+    for _ in range(int(seconds * 10)):
+        yield b"data: {}\n\n"
+        time.sleep(0.1)
+    yield b"data: %s\n\n" % json.dumps(who).encode()
+
+
+DO = {"/slow": time.sleep, "/block": block, "/spin": spin, "/hold": hold, "/child": child}
+
+
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     query = dict(part.split("=", 1) for part in environ["QUERY_STRING"].split("&") if part)
@@ -48,16 +78,19 @@ def app(environ, start_response):
     elif session and session not in sessions:
         status = "404 Not Found"
     who = {"pid": os.getpid(), "slot": environ["gunicorn_sticky.slot"], "session": session, "began": began}
-    if path == "/socket":
-        if status == "200 OK":
-            try:
-                echo(environ, json.dumps({"pid": who["pid"], "slot": who["slot"]}))
-            finally:
-                raise StopIteration  # there is no answer to send, nor another request to read
+    if path == "/socket" and status == "200 OK":
+        try:
+            echo(environ, json.dumps({"pid": who["pid"], "slot": who["slot"]}))
+        finally:
+            raise StopIteration  # there is no answer to send, nor another request to read
+    seconds = float(query.get("seconds", 0))
+    if path == "/events":
+        start_response(status, [("Content-Type", "text/event-stream")])
+        return events(seconds, who)
+    if path == "/upload":
+        who |= digest(environ["wsgi.input"])
     else:
-        {"/": lambda _seconds: None, "/slow": time.sleep, "/block": block, "/spin": spin, "/hold": hold}[path](
-            float(query.get("seconds", 0))
-        )
+        DO.get(path, lambda _seconds: None)(seconds)
     body = json.dumps(who).encode()
     start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]

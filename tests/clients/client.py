@@ -5,23 +5,16 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import requests
 import socketio
-from requests.adapters import HTTPAdapter
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from sio_client import From
 
 TIMEOUT = 30
-
-
-class From(HTTPAdapter):
-    """Connects from a given address."""
-
-    def __init__(self, address):
-        self.address = address
-        super().__init__()
-
-    def init_poolmanager(self, *args, **kwargs):
-        super().init_poolmanager(*args, **kwargs, source_address=(self.address, 0))
 
 
 def run(address, task):
