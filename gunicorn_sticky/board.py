@@ -23,11 +23,20 @@ RUNNING, STOPPING, STOPPED = range(3)
 #: What a worker is at, in its seat.
 _BOOTING, _READY, _LEFT = range(3)
 
+#: What adds to a worker's load: a request that is under way, or one without a session that it has been given; and a new
+#: session. The requests are what is to be spread, so sessions only turn the scale: if each came after a request that
+#: begins none, such as for a page, one worker of two would get all pages, and the other one all sessions.
+REQUEST, SESSION = 4, 1
+#: By how much a worker may be behind with what it has been given; beyond, it has nothing to catch up on.
+LAG = 4 * REQUEST
+#: More than anybody will have been given, and than which no garbage counts for more.
+_ENOUGH = 1 << 62
+
 # The first cell of all says which half is in charge. A half has a few cells of its own, a cell for each slot, with the
 # seat, plus one, of the worker that takes its connections, and a row for each seat.
-_SLOTS, _COUNT, _PHASE, _CHANGES, _TAKERS = range(5)
+_SLOTS, _COUNT, _PHASE, _CHANGES, _MOST, _TAKERS = range(6)
 _ROWS = _TAKERS + MAX_SLOTS
-_OWNER, _AGE, _STATE, _ACTIVE, _ROW = range(5)
+_OWNER, _AGE, _STATE, _ACTIVE, _GIVEN, _ROW = range(6)
 _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
 
 
@@ -192,7 +201,26 @@ class Board:
         """Say how many connections have a request under way."""
         self._cells[_ROWS + seat * _ROW + _ACTIVE] = count
 
-    def active(self, slot: int) -> int:
-        """Return how many requests are under way in the worker that takes a slot's connections."""
+    def give(self, seat: int, weight: int) -> None:
+        """Count what a worker has been given, for `load`."""
+        given = self._given(seat) + weight
+        self._cells[_ROWS + seat * _ROW + _GIVEN] = given
+        if given > self._cells[_MOST]:
+            self._cells[_MOST] = given
+
+    def _given(self, seat: int) -> int:
+        # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,
+        # Start-time Fair Queueing, 1996): else a new worker, or one that was busy for long, would get all that comes.
+        return min(max(self._cells[_ROWS + seat * _ROW + _GIVEN], self._cells[_MOST] - LAG), _ENOUGH)
+
+    def load(self, slot: int) -> int:
+        """Return how busy the worker that takes a slot's connections is, to compare it with others.
+
+        That is what it is busy with, and what it has been given so far: between the first requests of a session nobody
+        is busy.
+        """
         taker = self._cells[_TAKERS + slot]
-        return self._cells[_ROWS + (taker - 1) * _ROW + _ACTIVE] if taker else 0
+        if not taker:
+            return 0
+        seat = taker - 1
+        return self._cells[_ROWS + seat * _ROW + _ACTIVE] * REQUEST + self._given(seat)

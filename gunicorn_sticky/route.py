@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .affinity import Affinity
-from .board import Board
+from .board import REQUEST, Board
 from .channel import Channel
 from .slots import Slots
 
@@ -94,12 +94,12 @@ class SessionRoute:
             # In order of loads, and of turns; a list that is sorted is a heap.
             self._loads = sorted((self._load(slot), turn, slot) for turn, slot in enumerate(self._in_turn()))
         load, turn, self._last = self._loads[0]
-        heapq.heapreplace(self._loads, (load + 1, turn + len(self._loads), self._last))
+        heapq.heapreplace(self._loads, (load + REQUEST, turn + len(self._loads), self._last))
         return self._last
 
     def _load(self, slot: int) -> int:
-        """Return the number of requests that a slot's worker is busy with, or has still to take."""
-        return self._board.active(slot) + self._channels.slots[slot].queued()
+        """Return how busy a slot's worker is, or will be when it has taken what waits for it."""
+        return self._board.load(slot) + self._channels.slots[slot].queued() * REQUEST
 
     def _hash(self, key: str) -> int:
         return self._slots.slot_of(key)

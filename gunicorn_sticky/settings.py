@@ -314,7 +314,8 @@ class StickyBalance(_Grouped, Setting):  # type: ignore[misc]
         or ``hash`` (of the client's address).
 
         Only with ``sticky_by = "session"`` or ``"cookie"``. A connection counts
-        while a request on it is under way, and a new session for a moment.
+        while a request on it is under way. Of requests without a session, and
+        of new sessions, each worker gets its share one after the other.
         """
 
 

@@ -20,7 +20,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from . import _startup, cluster, session, settings
 from .affinity import Missing, reader
-from .board import RUNNING
+from .board import REQUEST, RUNNING, SESSION
 from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
@@ -41,8 +41,8 @@ LINGER = 2.0
 #: Seconds to wait, and between two tries, if the channel to the dispatcher is full.
 HAND_OVER = 30.0
 RETRY = 0.005
-#: By how many requests a worker may be busier than another one before it passes new sessions on.
-SLACK = 2
+#: By how much a worker may be busier than another one before it passes requests without a session on.
+SLACK = 2 * REQUEST
 
 
 class _Served:
@@ -98,8 +98,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self.seat = seat.number if seat else 0
         #: Connections with a request under way.
         self._active = 0
-        #: How many sessions had been minted at the last heartbeat, and at the one before.
-        self._minted = self._settled = 0
+        #: How many sessions had been minted when last looked at.
+        self._minted = 0
         #: When a connection has last ended.
         self._last_served = 0.0
         if seat:
@@ -171,7 +171,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._reader = reader(self._affinity, self._seat.secret)
             self._other_board = self._seat.board.other()
             self._slots = Slots(self._seat.secret, 1), 1
-            self._minted = self._settled = self._figures[MINTED]
+            self._minted = self._figures[MINTED]
             self._own_key = str(self._seat.owner)
             if self._affinity.by_session:
                 session.minter = Minter(Ids(self._seat.secret), self._seat.owner, self._figures)
@@ -222,22 +222,16 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self.wsgi = wsgi
 
     def _count(self, change: int) -> None:
-        """Count the connections with a request under way, for whoever balances new sessions."""
+        """Count the connections with a request under way, and new sessions, for whoever balances."""
+        if not self._affinity.by_session:
+            return
         assert self._seat
-        if self._affinity.by_session:
-            self._active += change
-            self._seat.board.set_active(self.seat, self._load())
-
-    def _load(self) -> int:
-        """Return how busy this worker is: also with the sessions of a moment ago, whose next requests are to come."""
-        return self._active + self._figures[MINTED] - self._settled
-
-    def notify(self) -> None:
-        """Show that this worker is alive, once a second (`gunicorn.workers.ggevent.GeventWorker.notify`)."""
-        if self._seat:
-            self._settled, self._minted = self._minted, self._figures[MINTED]
-            self._count(0)
-        super().notify()
+        self._active += change
+        self._seat.board.set_active(self.seat, self._active)
+        minted = self._figures[MINTED]
+        if minted != self._minted:
+            self._minted = minted
+            self._seat.board.give(self.seat, SESSION)
 
     def _cookie(self, environ: dict[str, Any]) -> tuple[str, str]:
         """Return the header that sets our cookie (RFC 6265; SameSite: draft-ietf-httpbis-rfc6265bis)."""
@@ -298,6 +292,9 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
     def _after_request(self, served: _Served, request: Any) -> None:
         """Count a request, and carry what the PROXY header of the connection said, to here and to the next worker."""
         self._figures[REQUESTS] += 1
+        if self._affinity.by_session and not self._is_mine(served.key):
+            assert self._seat
+            self._seat.board.give(self.seat, REQUEST)
         if request.proxy_protocol_info:
             served.proxy = request.proxy_protocol_info
         elif served.proxy:
@@ -371,12 +368,11 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             return "its next request is of another worker's session"
         if not (self.alive and takes):
             return "this worker takes no new sessions any more"
-        load = self._load()
-        if self._affinity.balance != "least-connections" or load <= SLACK:
+        if self._affinity.balance != "least-connections":
             return None
         # A proxy's connections would keep all new sessions on the workers that they happen to lead to.
-        others = [board.active(slot) for slot in range(board.slots) if slot != self.slot and board.is_open(slot)]
-        return "other workers are less busy" if others and load > min(others) + SLACK else None
+        others = [board.load(slot) for slot in range(board.slots) if slot != self.slot and board.is_open(slot)]
+        return "other workers are less busy" if others and board.load(self.slot) > min(others) + SLACK else None
 
     def _hand_over(self, client: Any, served: _Served, key: str, head: bytes) -> None:
         """Give the connection back for routing; closing it here is the caller's."""

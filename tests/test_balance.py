@@ -1,0 +1,175 @@
+"""Least connections: any run of requests without a session is spread evenly, whatever came before."""
+
+from __future__ import annotations
+
+import collections
+import http.client
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from harness import STICKY, Server, wait_for
+
+from gunicorn_sticky import board as boards
+from gunicorn_sticky.affinity import Affinity
+from gunicorn_sticky.board import REQUEST, SEATS, SESSION, Board
+from gunicorn_sticky.route import Channels, SessionRoute
+
+#: Requests in a row, and by how much the fullest worker may have more than its share of them.
+RUN, MOST = 200, 1.3
+
+
+def worst(where: Sequence[Any], workers: int) -> float:
+    """Return how many times its share a worker has got in any run."""
+    assert len(where) >= RUN
+    counts = collections.Counter(where[:RUN])
+    most = max(counts.values())
+    for leaves, comes in zip(where, where[RUN:], strict=False):
+        counts[leaves] -= 1
+        counts[comes] += 1
+        most = max(most, counts[comes])
+    return most / (RUN / workers)
+
+
+# --- the decision ---
+
+
+class Workers:
+    """Workers that have answered before the next request comes."""
+
+    def __init__(self, count: int) -> None:
+        self.board = Board()
+        self.board.slots = self.board.count = count
+        channels = [SimpleNamespace(queued=lambda: 0) for _ in range(count)]
+        self._route = SessionRoute(
+            Channels(channels, [], [], channels[0]),  # type: ignore[arg-type]
+            bytes(16),
+            Affinity(by="session"),
+            self.board,
+        )
+        self._slots = {id(channel): slot for slot, channel in enumerate(channels)}
+        for slot in range(count):
+            self.boot(slot)
+
+    def boot(self, slot: int, seat: int = 0, age: int = 1) -> None:
+        self.board.take(slot * SEATS + seat, 1 + slot, age)
+        self.board.claim(slot, slot * SEATS + seat)
+
+    def serve(self, kind: str = "page") -> int:
+        """Return the slot that has got a request; that is for a page, or begins a session."""
+        self._route.look_again()
+        slot = self._slots[id(self._route.channel("127.0.0.1"))]
+        self.board.give(self.board.taker(slot), REQUEST + SESSION * (kind == "session"))
+        return slot
+
+
+def in_a_row(workers: Workers) -> Iterator[str]:
+    yield from ["session"] * 1000 + ["page"] * 400
+
+
+def in_turn(workers: Workers) -> Iterator[str]:
+    yield from ["page", "session"] * 300
+
+
+def mixed(workers: Workers) -> Iterator[str]:
+    chance = random.Random(1)
+    for _ in range(60):
+        yield from [chance.choice(["page", "session"])] * chance.randrange(40)
+
+
+def a_new_worker(workers: Workers) -> Iterator[str]:
+    yield from ["page"] * 1000
+    workers.boot(1, seat=1, age=2)
+    yield from ["page"] * 400
+
+
+def a_worker_that_was_busy(workers: Workers) -> Iterator[str]:
+    workers.board.set_active(workers.board.taker(1), 10_000)
+    yield from ["meanwhile"] * 1000
+    workers.board.set_active(workers.board.taker(1), 0)
+    yield from ["page"] * 400
+
+
+def a_worker_with_sessions_out_of_nowhere(workers: Workers) -> Iterator[str]:
+    for _ in range(3):
+        workers.board.give(workers.board.taker(1), 1000 * SESSION)
+        yield from ["page"] * 400
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize(
+    "requests", [in_a_row, in_turn, mixed, a_new_worker, a_worker_with_sessions_out_of_nowhere, a_worker_that_was_busy]
+)
+def test_any_run_is_spread(requests: Callable[[Workers], Iterator[str]], count: int):
+    workers = Workers(count)
+    served = [(kind, workers.serve(kind)) for kind in requests(workers)]
+    sessions = [slot for kind, slot in served if kind == "session"]
+    assert worst([slot for kind, slot in served if kind != "meanwhile"], count) <= MOST
+    if sessions:
+        assert worst(sessions, count) <= MOST
+
+
+def test_a_busy_worker_gets_nothing():
+    workers = Workers(4)
+    workers.board.set_active(workers.board.taker(1), 20)
+    assert {workers.serve() for _ in range(RUN)} == {0, 2, 3}
+
+
+def test_garbage_in_shared_memory_ends_nobody():
+    workers = Workers(4)
+    workers.board._cells[boards._MOST] = 2**64 - 1
+    workers.board._cells[boards._ROWS + boards._GIVEN] = 2**64 - 1
+    assert {workers.serve() for _ in range(8)} == {0, 1, 2, 3}
+
+
+# --- the real thing ---
+
+BY = {
+    "session": ("--sticky-by", "session", "--sticky-session-keys", "query:session_id"),
+    "cookie": ("--sticky-by", "cookie"),
+}
+
+
+@pytest.fixture(params=BY)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with Server(*STICKY, "-w", "4", "--keep-alive", "30", *BY[request.param], "sessions:app") as server:
+        seen: set[int] = set()
+
+        def everybody() -> bool:
+            seen.add(ask(server))
+            return len(seen) == 4
+
+        wait_for(everybody, "all workers")
+        yield server
+
+
+def ask(server: Server, path: str = "/") -> int:
+    return int(json.loads(server.get(path).body)["pid"])
+
+
+def test_new_connections_after_a_burst_of_sessions(server: Server):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ask(server, "/new"), range(200)))
+    assert worst([ask(server) for _ in range(RUN + 50)], 4) <= MOST
+
+
+def test_a_kept_alive_connection_after_a_burst_of_sessions(server: Server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+
+    def serve(path: str) -> int:
+        connection.request("GET", path)
+        return int(json.loads(connection.getresponse().read())["pid"])
+
+    for _ in range(60):
+        serve("/new")
+    found = []
+    for n in range(RUN + 50):
+        found.append(serve("/"))
+        if n % 10 == 0:
+            ask(server, "/new")
+    connection.close()
+    assert worst(found, 4) <= MOST
