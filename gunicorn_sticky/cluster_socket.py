@@ -62,8 +62,8 @@ class ClusterSocket:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
 
-    def serve(self, cluster: Cluster) -> None:
-        """Let programs join, in greenlets of this process, for as long as it lives."""
+    def serve(self, cluster: Cluster) -> StreamServer:
+        """Let programs join, in greenlets of this process, for as long as it lives, and return the server that does."""
 
         def admit(client: Any, address: Any) -> None:
             client.setblocking(True)
@@ -72,7 +72,9 @@ class ClusterSocket:
                 socket.send_fds(client, [_GREETING], cluster.fds())
                 client.recv(1)
 
-        StreamServer(self._socket, admit).start()
+        server = StreamServer(self._socket, admit)
+        server.start()
+        return server
 
 
 def _is_free(path: str, replace: bool) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import mmap
 import os
+import posix  # `os`, whose close() gevent puts off until its loop runs, is patched
+import signal
 import socket
 import sys
 import time
+from _socket import socketpair  # not gevent's
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.server import StreamServer
 from gunicorn.errors import HaltServer
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
@@ -86,9 +91,13 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         if seat is None and sys.platform == "linux":
             raise HaltServer("a reload cannot make a running server sticky: restart it", 1)
         #: Two flags that the arbiter's copy of this object shares with the worker's: alive, and leaving.
-        self._flags = mmap.mmap(-1, 2)
+        self._flags: mmap.mmap | bytearray = mmap.mmap(-1, 2)
         self._seat: Seat | None = None
         self._server: InboxServer | None = None
+        #: All that accepts something in this process.
+        self._accepting: list[StreamServer] = []
+        #: Whether this process has been forked by a worker, and is none.
+        self._is_child = False
         self.wsgi: Any = None
         #: By the client's socket.
         self._served: dict[Any, _Served] = {}
@@ -179,13 +188,62 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
                 RequestParser.mesg_class = request_class(self._served.get, self._before_request, self._after_request)
             cluster.home = self._seat.cluster, self.log
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child
+            )
         use_simple_websocket()
         super().init_process()
+
+    # A child that the application forks (os.fork, multiprocessing) has a copy of this object, the handlers of signals,
+    # gevent's loop, and all greenlets, which go on as soon as the child waits for something. What it does, and how it
+    # ends, is its own affair. So, before it runs anything else, it loses all by which it could speak for the worker.
+
+    def _before_fork(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _after_fork(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _become_child(self) -> None:
+        try:
+            self._resign()
+        finally:
+            self._after_fork()
+
+    def _resign(self) -> None:
+        """Keep copies of what is shared with other processes, and neither inboxes nor clients."""
+        if self._is_child:
+            return
+        assert self._seat
+        self._is_child = True
+        self._flags = bytearray(self._flags)
+        self._figures = memoryview(bytearray(self._figures)).cast("Q")
+        if session.minter:
+            session.minter = dataclasses.replace(session.minter, figures=self._figures)
+        self._seat.board.detach()
+        self._seat.board.phase = RUNNING  # also at the end of the server, here is nothing left to take
+        for server in self._accepting:
+            server.stop_accepting()
+        self._seat.channel.close_receiver()
+        if self._seat.own_channel:
+            self._seat.own_channel.close_receiver()
+        self._seat.returns.close_sender()
+        nobody, end = socketpair()
+        end.close()
+        for client in self._served:
+            for watcher in (client._read_event, client._write_event):
+                if watcher:  # else closed
+                    watcher.stop()
+                    os.dup2(nobody.fileno(), client.fileno(), inheritable=False)
+        nobody.close()
+        heartbeat = os.memfd_create("heartbeat")
+        os.dup2(heartbeat, self.tmp.fileno(), inheritable=False)
+        posix.close(heartbeat)
 
     def run(self) -> None:
         """Serve, and hear the other workers (`gunicorn.workers.ggevent.GeventWorker.run`)."""
         if self._seat and self._seat.cluster_socket:
-            self._seat.cluster_socket.serve(self._seat.cluster)
+            self._accepting.append(self._seat.cluster_socket.serve(self._seat.cluster))
         super().run()
 
     def patch(self) -> None:
@@ -248,8 +306,11 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         arguments = {"handle": self._handle, "spawn": spawn, **ssl_args}
         last_call = self.cfg.graceful_timeout
         if self._server is not None:  # the slot's comes first
-            return OwnInboxServer(inbox, self._seat, last_call, last_served=lambda: self._last_served, **arguments)
+            own = OwnInboxServer(inbox, self._seat, last_call, last_served=lambda: self._last_served, **arguments)
+            self._accepting.append(own)
+            return own
         self._server = InboxServer(inbox, self._seat, last_call, **arguments)
+        self._accepting.append(self._server)
         if self.alive or self._seat.board.phase != RUNNING:
             self._seat.board.claim(self.slot, self.seat)
         return self._server
@@ -278,6 +339,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         Raises:
             StopIteration: the request is not for this worker, or refused
         """
+        if self._is_child:
+            raise StopIteration
         if number > 1:
             served.busy = False
             self._count(-1)

@@ -1,0 +1,90 @@
+"""Requests that fork: the child does what the path says, and the answer tells which worker has served the request."""
+
+import atexit
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import gevent
+
+#: Set by a hook of Gunicorn's.
+WORKER = None
+
+
+def speak():
+    """Do, and say, all that a worker does and says, in a child."""
+    worker = WORKER
+    board, seat = worker._seat.board, worker.seat
+    worker.alive = False
+    worker.handle_exit(signal.SIGTERM, None)
+    board.claim(worker.slot, seat)
+    board.close(seat)
+    board.set_active(seat, 99)
+    board.give(seat, 99)
+    board.count = 99
+    board.take_charge()
+    for cell in range(len(worker._figures)):
+        worker._figures[cell] = 99
+    worker.max_requests = worker.nr = 1
+    worker.alive = False
+    worker.tmp.notify()
+    for receive in (worker._seat.channel.receive, *[inbox.receive for inbox in worker.sockets]):
+        try:
+            receive()
+        except OSError:
+            continue
+        raise AssertionError("an inbox is open")
+
+
+def be_signalled(name):
+    os.kill(os.getpid(), getattr(signal, name))
+    gevent.sleep(0.05)  # what a handler has spawned runs now
+
+
+def wait():
+    gevent.sleep(3)
+
+
+def fail():
+    raise ValueError("in a child")
+
+
+def leave():
+    atexit.register(print, "the end")
+    sys.exit(3)
+
+
+def run(what):
+    """Be a child of multiprocessing."""
+    be_signalled(what) if what.startswith("SIG") else globals()[what]()
+
+
+def app(environ, start_response):
+    _, kind, what = environ["PATH_INFO"].split("/")
+    code = None
+    if kind == "hold":
+        while not os.path.exists("release"):
+            time.sleep(0.01)
+    elif kind == "process":
+        child = multiprocessing.get_context("fork").Process(target=run, args=[what])
+        child.start()
+        child.join()
+        code = child.exitcode
+    elif kind == "terminate":
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+        child.start()
+        child.terminate()
+        child.join()
+        code = child.exitcode
+    elif kind == "fork":
+        pid = os.fork()
+        if pid == 0:
+            run(what)  # and return to the worker's code
+        else:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    body = json.dumps({"pid": os.getpid(), "code": code}).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]

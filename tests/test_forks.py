@@ -1,0 +1,90 @@
+"""An application that forks: what its child does, and how it ends, is nothing to the worker."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import STICKY, Server, wait_for
+
+from gunicorn_sticky.status import find
+
+CONFIG = """
+def post_worker_init(worker):
+    import forks
+    forks.WORKER = worker
+"""
+SIGNALS = ["SIGTERM", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGABRT"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    options = ("-w", "1", "--keep-alive", "30", "--sticky-cluster-socket", "cluster", "--sticky-by", "session")
+    with Server(*STICKY, *options, "forks:app", config=CONFIG) as server:
+        server.wait_for_log(r"Slot 0: ready")
+        yield server
+
+
+def connect(server: Server) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+
+
+def ask(connection: http.client.HTTPConnection, path: str) -> dict[str, Any]:
+    connection.request("GET", path)
+    return dict(json.loads(connection.getresponse().read()))
+
+
+def state(server: Server) -> Any:
+    """Return what the arbiter and others know of the worker."""
+    (found,) = find(server.pid)
+    status = found.status()
+    (slot,) = status["slots"]
+    (worker,) = slot["workers"]
+    return [status["in_charge"], slot["state"], slot["minted"], slot["refused"], worker["pid"], worker["state"]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/terminate/",
+        *[f"/process/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
+        *[f"/fork/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
+    ],
+)
+def test_a_child(server: Server, path: str):
+    (release := server.folder / "release").unlink(missing_ok=True)
+    before = state(server)
+    idle, busy, own = connect(server), connect(server), connect(server)
+    pid = ask(idle, "/who/")["pid"]
+    busy.request("GET", "/hold/")
+    answer = ask(own, path)
+    assert answer["pid"] == pid
+    assert answer["code"] is not None
+    if path.endswith("speak"):
+        assert answer["code"] == 0, server.log
+    for n in range(20):  # the child, if it still lives, reads none of these
+        assert ask((idle, own)[n % 2], "/who/")["pid"] == pid
+        assert json.loads(server.get("/who/").body)["pid"] == pid
+    release.touch()
+    assert json.loads(busy.getresponse().read())["pid"] == pid
+    for connection in (idle, busy, own):
+        connection.close()
+    assert state(server) == before
+    assert server.alive("worker") == [pid]
+
+
+def test_while_a_child_lives_the_worker_serves(server: Server):
+    (server.folder / "release").unlink(missing_ok=True)
+    idle, busy = connect(server), connect(server)
+    pid = ask(idle, "/who/")["pid"]
+    busy.request("GET", "/process/wait")
+    wait_for(lambda: len(server.session()) > 3, "the child")
+    for _ in range(50):
+        assert ask(idle, "/who/")["pid"] == pid
+        assert json.loads(server.get("/who/").body)["pid"] == pid
+    assert json.loads(busy.getresponse().read())["pid"] == pid
+    for connection in (idle, busy):
+        connection.close()
