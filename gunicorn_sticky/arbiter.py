@@ -526,6 +526,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def murder_workers(self) -> None:
         """Kill whoever hangs."""
+        # gevent's signal.signal calls a handler of SIGCHLD only when gevent's loop runs, which here may be never.
+        self.handle_chld()
         super().murder_workers()
         if self.timeout:
             self._dispatchers.murder(self.timeout)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix  # not `os`, whose functions gevent replaces if the configuration or a preloaded application lets it
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gevent.monkey import get_original
 from gunicorn import util
 from gunicorn.workers.workertmp import WorkerTmp
 
@@ -102,9 +104,9 @@ class Children:
         """Wait for those that have ended."""
         for child in self:
             try:
-                pid, status = os.waitpid(child.pid, os.WNOHANG)
+                pid, status = posix.waitpid(child.pid, os.WNOHANG)
             except ChildProcessError:
-                pid, status = child.pid, None  # upstream's waitpid(-1) was faster
+                pid, status = child.pid, None  # the waitpid(-1) of Gunicorn, or of gevent's loop, was faster
             if not pid:
                 continue
             child.tmp.close()
@@ -127,7 +129,7 @@ class Children:
         heartbeat = WorkerTmp(arbiter.cfg)
         # The child must not act on a signal before it has handlers of its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
-        pid = os.fork()
+        pid = posix.fork()
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return _Child(pid, made_for, heartbeat, time.monotonic())
@@ -149,7 +151,7 @@ class Children:
         cfg, log = self._arbiter.cfg, self._arbiter.log
         for name in ("HUP", "USR2", "TTIN", "TTOU", "WINCH", "ABRT"):
             signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        get_original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, lambda _signal, _frame: log.reopen_files())
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda _signal, _frame: os._exit(0))

@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from gevent.monkey import get_original
+
 from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
@@ -55,6 +57,9 @@ ALERT = 0.1
 RETRY = 0.01
 #: Seconds that a client has to show its head, once the server stops.
 HURRY = 2.0
+
+# Not gevent's, which needs its loop; see above.
+_sleep: Callable[[float], None] = get_original("time", "sleep")
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -349,7 +354,7 @@ class Dispatcher:
                 received = channel.receive()
             except OSError as error:
                 self._make_room(error)
-                time.sleep(RETRY)  # the channel stays readable, which would make the loop spin
+                _sleep(RETRY)  # the channel stays readable, which would make the loop spin
                 return True
             if received is None:
                 return False

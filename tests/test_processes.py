@@ -380,6 +380,27 @@ def test_preloaded_application_that_patches_the_standard_library():
         wait_for(lambda: len(descriptors(dispatcher)) <= before, "the dispatcher to close what it has passed on")
 
 
+@pytest.mark.parametrize("where", ["configuration", "application"])
+def test_who_dies_is_noticed_when_gevent_has_patched_the_master(where: str):
+    """Also who dies at the end of a reload: else the server would wait for it when it stops."""
+    config = "from gevent import monkey\nmonkey.patch_all()" if where == "configuration" else ""
+    application = ["whoami:app"] if where == "configuration" else ["--preload", "patched:app"]
+    options = ("-w", "2", "--graceful-timeout", "120")
+    with Server(*STICKY, *options, *application, config=config) as server:
+        for kind in ("worker", "dispatcher"):
+            pid = wait_for(lambda: server.alive(kind), kind)[-1]  # noqa: B023
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: server.booted(kind)[-1] > pid, "another one")  # noqa: B023
+            slots(server)
+        for _ in range(4):
+            workers, dispatchers = set(server.alive("worker")), set(server.alive("dispatcher"))
+            server.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(set(server.alive("worker")) - workers) == 2, "new workers")  # noqa: B023
+            wait_for(lambda: len(set(server.alive("dispatcher")) - dispatchers) == 1, "a new dispatcher")  # noqa: B023
+            wait_for(lambda: len(server.children()) == 3, "the old ones to end")
+        assert server.stop(timeout=20) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_stop(number: int):
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
