@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 WORKERS_PER_SLOT = 2
 #: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
 RESPAWN_WORKER = 1.0
+#: Seconds after which a dispatcher or status server hangs that shows no life, if Gunicorn's `timeout` is 0.
+HUNG = 30.0
 #: In the place of a slot or a seat.
 NOBODY = -1
 #: Seconds between two looks at the workers, while something is expected of them.
@@ -462,8 +464,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             sibling.tmp.close()
 
     def _reap_children(self) -> None:
-        self._status_servers.reap()
-        self._dispatchers.reap()
+        """Reap those that have ended, and kill those that hang: they wait for no application, so there is a limit."""
+        for children in (self._status_servers, self._dispatchers):
+            children.reap()
+            children.murder(self.timeout or HUNG)
         if self._board.phase == STOPPING and not self._dispatchers:
             self._board.phase = STOPPED
 
@@ -529,9 +533,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         # gevent's signal.signal calls a handler of SIGCHLD only when gevent's loop runs, which here may be never.
         self.handle_chld()
         super().murder_workers()
-        if self.timeout:
-            self._dispatchers.murder(self.timeout)
-            self._status_servers.murder(self.timeout)
 
     def handle_usr1(self) -> None:
         """Reopen the logs, here and in all processes."""

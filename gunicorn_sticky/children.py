@@ -118,15 +118,16 @@ class Children:
                 self._retired.remove(child)
 
     def murder(self, timeout: float) -> None:
-        """Kill the one in service, if its heart has not beaten for `timeout` seconds."""
-        child = self._child
-        if child is not None and time.monotonic() - child.tmp.last_update() > timeout:
-            self._arbiter.log.critical("%s TIMEOUT (pid:%s)", self._kind.upper(), child.pid)
-            self._kill(child, signal.SIGKILL)
+        """Kill those whose heart has not beaten for `timeout` seconds; it beats also while they drain."""
+        for child in self:
+            if time.monotonic() - child.tmp.last_update() > timeout:
+                self._arbiter.log.critical("%s TIMEOUT (pid:%s)", self._kind.upper(), child.pid)
+                self._kill(child, signal.SIGKILL)
 
     def _fork(self, made_for: Any) -> _Child:
         arbiter, body = self._arbiter, self._prepare(made_for)
         heartbeat = WorkerTmp(arbiter.cfg)
+        heartbeat.notify()
         # The child must not act on a signal before it has handlers of its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
         pid = posix.fork()

@@ -172,6 +172,47 @@ def test_a_hung_dispatcher_is_replaced():
         server.wait_for_log("DISPATCHER TIMEOUT")
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTTIN, signal.SIGTERM])
+def test_a_hung_dispatcher_is_killed_also_when_it_is_to_drain(number: int):
+    options = ("--timeout", "3", "--graceful-timeout", "120", "--sticky-proxy")
+    with Server(*STICKY, "-w", "2", *options, "whoami:app") as server:
+        server.who(headers={"X-Forwarded-For": CLIENTS[0]})
+        hung = server.booted("dispatcher")[-1]
+        before = len(descriptors(hung))  # and then a client, whose head is not complete
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n")
+            wait_for(lambda: len(descriptors(hung)) > before, "the dispatcher to have it")
+            os.kill(hung, signal.SIGSTOP)
+            server.send_signal(number)
+            server.wait_for_log(rf"DISPATCHER TIMEOUT \(pid:{hung}\)")
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        wait_for(lambda: hung not in server.alive("dispatcher"), "its end")
+        assert server.log.count("DISPATCHER TIMEOUT") == 1
+        assert server.stop(timeout=20) == 0
+
+
+@pytest.mark.parametrize("timeout", ["2", "0"])
+def test_a_dispatcher_that_has_never_shown_life_is_replaced(timeout: str):
+    config = """
+import os, signal
+from gunicorn_sticky import arbiter, dispatcher
+arbiter.HUNG = 2.0
+run = dispatcher.run
+
+def stop_first(*args):
+    if not os.path.exists("stopped"):
+        open("stopped", "w").close()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    run(*args)
+
+dispatcher.run = stop_first
+"""
+    with Server(*STICKY, "-w", "2", "--timeout", timeout, "whoami:app", config=config) as server:
+        server.wait_for_log("DISPATCHER TIMEOUT")
+        assert server.who()
+
+
 def test_everything_ends_with_a_killed_master():
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
         slots(server)
