@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
 
-from . import figures, settings
+from . import figures, logs, settings
 from .board import RUNNING, SEATS, STOPPED, STOPPING, Board
 from .children import Body, Children
 from .figures import Figures
@@ -536,6 +536,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def handle_usr1(self) -> None:
         """Reopen the logs, here and in all processes."""
+        self.log.reopen_files()  # first, so that what this makes can be opened by those who give up privileges
+        logs.give(self.cfg.uid)
         super().handle_usr1()
         self._dispatchers.kill(signal.SIGUSR1)
         self._status_servers.kill(signal.SIGUSR1)

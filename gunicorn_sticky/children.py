@@ -18,6 +18,8 @@ from gevent.monkey import get_original
 from gunicorn import util
 from gunicorn.workers.workertmp import WorkerTmp
 
+from . import logs
+
 #: Seconds between the starts of two of them, if the first one has died.
 RESPAWN = 0.5
 
@@ -153,7 +155,7 @@ class Children:
         for name in ("HUP", "USR2", "TTIN", "TTOU", "WINCH", "ABRT"):
             signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
         get_original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR1, lambda _signal, _frame: log.reopen_files())
+        signal.signal(signal.SIGUSR1, lambda _signal, _frame: logs.reopen(log))
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda _signal, _frame: os._exit(0))
         socket.setdefaulttimeout(None)  # nothing here may wait because the configuration or a library has set one

@@ -23,7 +23,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
-from . import _startup, cluster, session, settings
+from . import _startup, cluster, logs, session, settings
 from .affinity import Missing, reader
 from .board import REQUEST, RUNNING, SESSION
 from .config import CachedConfig
@@ -168,6 +168,10 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Drain on SIGTERM, also in the very moment when max_requests has been reached."""
         self.max_requests = sys.maxsize
         super().handle_exit(sig, frame)
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """Reopen the logs, as `gunicorn.workers.ggevent.GeventWorker.handle_usr1` does, if that is possible."""
+        gevent.spawn(logs.reopen, self.log)
 
     def init_process(self) -> None:
         """Prepare the process (`gunicorn.workers.base.Worker.init_process`)."""

@@ -6,9 +6,11 @@ import contextlib
 import http.client
 import json
 import os
+import pwd
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,81 @@ def test_level():
         wait_for(lambda: len(server.children()) == 3, "workers and dispatcher")
         assert server.stop() == 0
         assert server.log == ""
+
+
+LOGS = ("--error-logfile", "logs/error.log", "--access-logfile", "logs/access.log", "--sticky-proxy")
+
+
+@contextlib.contextmanager
+def logs_in_files(*options: str, config: str = "") -> Iterator[tuple[Server, Path, int]]:
+    """Have a server that has answered, with its folder of logs, and its port."""
+    options = (*STICKY, "-w", "2", "--sticky-status", "127.0.0.1:0", *LOGS, *options, "whoami:app")
+    with Server(*options, config=f"import os\nos.makedirs('logs', exist_ok=True)\n{config}") as server:
+        logs = server.folder / "logs"
+        log = logs / "error.log"
+        for line in ("Status at", "Slot 0: ready", "Slot 1: ready"):  # until then, signals are lost
+            wait_for(lambda: log.exists() and line in log.read_text(), line)  # noqa: B023
+        port = int(re.findall(r"Listening at: http://127.0.0.1:(\d+)", log.read_text())[0])
+        assert request(port, headers={"X-Forwarded-For": "1"}).status == 200
+        yield server, logs, port
+
+
+def writes(logs: Path, port: int) -> bool:
+    """Tell whether a worker and the dispatcher write to the files in a folder."""
+    mark = str(time.monotonic())
+    assert request(port, path=f"/{mark}", headers={"X-Forwarded-For": "1"}).status == 200
+    assert request(port).status == 400
+    return mark in (logs / "access.log").read_text() and "Refused" in (logs / "error.log").read_text()
+
+
+def test_logs_that_cannot_be_reopened_are_written_on():
+    with logs_in_files() as (server, logs, port):
+        before = server.children()
+        old = logs.rename(server.folder / "old")
+        for pid in before:
+            os.kill(pid, signal.SIGUSR1)
+        error = old / "error.log"
+        wait_for(lambda: error.read_text().count("still writes to the old log files") == 4, "four lines")
+        assert str(logs / "error.log") in error.read_text()
+        assert "(setting: user)" in error.read_text()
+        wait_for(lambda: writes(old, port), "the old files to be written")
+        # And when that is mended, the new ones are.
+        logs.mkdir()
+        server.send_signal(signal.SIGUSR1)
+        wait_for((logs / "access.log").exists, "new files")
+        wait_for(lambda: writes(logs, port), "the new files to be written")
+        assert server.children() == before
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_logs_in_a_folder_of_root(mode: int):
+    entry = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    # The Python that runs the tests may be one that only its owner can read: the workers keep theirs, and what gevent
+    # would import late is here already.
+    config = """
+import gevent
+gevent.config.loop, gevent.config.format_context, gevent.config.threadpool, gevent.config.resolver
+def post_fork(server, worker):
+    worker.cfg.set("user", None)
+    worker.cfg.set("group", None)
+"""
+    with logs_in_files("--user", entry.pw_name, "--group", str(entry.pw_gid), config=config) as (server, logs, port):
+        before = server.children()
+        server.folder.chmod(0o755)
+        logs.chmod(mode)
+        for name in ("error", "access"):
+            (logs / f"{name}.log").rename(logs / f"{name}.old")
+        server.send_signal(signal.SIGUSR1)
+        wait_for((logs / "access.log").exists, "new files")
+        if mode == 0o755 or os.geteuid() != 0:
+            wait_for(lambda: writes(logs, port), "the new files to be written")
+        else:
+            said = f"User {entry.pw_uid} still writes to the old log files"
+            wait_for(lambda: (logs / "error.old").read_text().count(said) == 2, "two lines")
+        assert request(port, headers={"X-Forwarded-For": "1"}).status == 200
+        assert server.children() == before
+        assert "Traceback" not in server.log
 
 
 def test_output_of_the_application():
