@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 from . import key as keys
 from . import proxy
-from .head import Cookie, Field, Query
+from .head import MAX_VALUES, Cookie, Fields, Head, Incomplete, Query
 from .key import COOKIE, HEADER, IP, PROXY, SESSION
 from .session import Ids
 
@@ -43,6 +44,8 @@ class Affinity:
     session_keys: Sequence[str] = ()
     #: How a worker is chosen for a new session.
     balance: str = "least-connections"
+    #: Bytes of a request line that Gunicorn accepts; 0 for any number.
+    request_line: int = 0
 
     @property
     def by_session(self) -> bool:
@@ -91,18 +94,25 @@ def _remembered(function: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return lambda value: cached(value) if len(value) <= keys.MAX_KEY else function(value)
 
 
+def _never(data: bytes) -> bool:
+    return False
+
+
 class Reader:
     """Reads keys, by address or by header.
 
     Args:
         affinity: the settings
+        refuses: tells whether the worker's parser refuses a request by the part of it that has arrived: then its key
+            does not matter, and nobody has to wait for it
     """
 
-    def __init__(self, affinity: Affinity) -> None:
+    def __init__(self, affinity: Affinity, refuses: Callable[[bytes], bool] = _never) -> None:
         self.affinity = affinity
         #: What a connection has to show.
         self.wanted = f"request header {affinity.header}" if affinity.header else "PROXY header"
-        self._field = Field(affinity.header) if affinity.header else None
+        self._refuses = refuses
+        self._fields = Fields(affinity.header) if affinity.header else None
         self._nodes = keys.forwarded_nodes if affinity.header == "forwarded" else keys.list_nodes
         self._trusts_all = "*" in affinity.trusted
         self._known = _remembered(self._left_most)
@@ -113,7 +123,7 @@ class Reader:
 
     def needs_bytes(self, address: Any) -> bool:
         """Tell whether the key of a connection from `address` is in its bytes."""
-        return self._field is not None or self._proxied(address)
+        return self._fields is not None or self._proxied(address)
 
     def _proxied(self, address: Any) -> bool:
         # As in Gunicorn, whoever comes by a Unix socket is trusted.
@@ -128,64 +138,122 @@ class Reader:
         if source == HEADER:
             return f"header {self.affinity.header}"
         text = "PROXY header" if source == PROXY else keys.SOURCES[source]
-        if self._field is None:
+        if self._fields is None:
             return text
         why = "missing" if self._trusts(address) else "not trusted"
         return f"{text}, as the header {self.affinity.header} is {why}"
 
-    def first(self, data: bytes | bytearray, size: int, address: Any) -> str:
+    def first(self, data: bytes | bytearray, size: int, address: Any, head: Head | None = None) -> str:
         """Return the key of a connection, by the first `size` bytes that it sent.
 
         Args:
             data: those bytes, and maybe more
             address: its peer, as ``accept()`` gave it
+            head: what earlier looks have found, if there were any
 
         Raises:
             head.Incomplete: more bytes are needed
+            head.BareLineFeed: the head is refused
             Missing: the head lacks the header
             proxy.Malformed: the PROXY header is broken
         """
-        start, source = 0, None
-        if self._proxied(address):
-            start, source = proxy.parse(data, size)
-        return self.later(data, size, address, source, start)
+        head = head or Head()
+        if not head.start and self._proxied(address):
+            head.start, head.source = proxy.parse(data, size)
+        return self.later(data, size, address, head.source, head)
 
     def later(
-        self, data: bytes | bytearray, size: int, address: Any, source: tuple[Any, ...] | None = None, start: int = 0
+        self,
+        data: bytes | bytearray,
+        size: int,
+        address: Any,
+        source: tuple[Any, ...] | None = None,
+        head: Head | None = None,
     ) -> str:
         """Return the key of a request, by the bytes of its head; see `first`.
 
         Args:
             source: the address that the connection's PROXY header gave
-            start: where the head starts
         """
-        if self._field is not None and (self._trusts_all or self._trusts(address)):
-            values = self._field.values(data, size, start)
-            if self._trusts_all:
-                for value in values:
-                    if (found := self._known(value)) is not None:
-                        self.source = HEADER
-                        return str(found)
-            elif (found := self._right_most(list(self._nodes(values)))) is not None:
-                self.source = HEADER
-                return found
-            if not self.affinity.ignore_missing:
-                raise Missing
-        return self._peer_key(address, source)
+        head = head or Head()
+        try:
+            key = self._find(data, size, address, head)
+        except Incomplete:
+            if not self._is_refused(data, size, head):
+                head.wait(data, size)
+                raise
+            key = None
+        if key is None:
+            self.source = PROXY if source else IP
+            return keys.peer_key(source or address, self.affinity.ipv6_prefix)
+        return key
 
-    def _peer_key(self, address: Any, source: tuple[Any, ...] | None) -> str:
-        self.source = PROXY if source else IP
-        return keys.peer_key(source or address, self.affinity.ipv6_prefix)
+    def _is_refused(self, data: bytes | bytearray, size: int, head: Head) -> bool:
+        """Tell whether the worker refuses a request already: asked once, if its first line has ended or is too long."""
+        limit = self.affinity.request_line
+        if head.is_judged or not (head.position or (limit and size - head.line > limit + 2)):
+            return False
+        head.is_judged = True
+        return self._refuses(bytes(data[head.start : size]))
 
-    def _left_most(self, value: bytes) -> str | None:
-        """Return the key of the first client in a line of the header."""
-        nodes = (keys.node_key(node, self.affinity.ipv6_prefix) for node in self._nodes([value]))
-        return next(filter(None, itertools.islice(nodes, keys.MAX_NODES)), None)
+    def _find(self, data: bytes | bytearray, size: int, address: Any, head: Head) -> str | None:
+        """Return the key that the head names, or None if the peer's address counts.
 
-    def _right_most(self, nodes: list[str]) -> str | None:
+        Raises:
+            head.Incomplete, head.BareLineFeed, Missing: as in `first`
+        """
+        if self._fields is None or not (self._trusts_all or self._trusts(address)):
+            return None
+        if not head.position:
+            head.find_line(data, size)
+        elif not head.has_news(data, size):
+            raise Incomplete
+        found = self._by_left(data, size, head) if self._trusts_all else self._by_right(data, size, head)
+        if found is not None:
+            self.source = HEADER
+        elif not self.affinity.ignore_missing:
+            if head.spent >= MAX_VALUES:
+                raise Missing(f"the header {self.affinity.header} names nobody, or more than {MAX_VALUES} proxies")
+            raise Missing(f"the request lacks the header {self.affinity.header}")
+        return found
+
+    def _by_left(self, data: bytes | bytearray, size: int, head: Head) -> str | None:
+        """Return the key of the first client in the header."""
+        for _, value in self._fields.values(data, size, head):  # type: ignore[union-attr]
+            found, count = self._known(value)
+            if found is not None:
+                return str(found)
+            head.spent += count
+            if head.spent >= MAX_VALUES:
+                break
+        return None
+
+    def _by_right(self, data: bytes | bytearray, size: int, head: Head) -> str | None:
+        """Return the key of the last client in the header that is not one of our own proxies, or of the first one.
+
+        A header of too many clients counts for nothing: who has put them there could move the last ones out of sight.
+        """
+        if head.values is None:
+            head.values = []
+        for _, value in self._fields.values(data, size, head):  # type: ignore[union-attr]
+            head.values.append(value)
+        nodes = list(itertools.islice(self._nodes(head.values), MAX_VALUES))
+        head.spent = len(nodes)
+        return self._right_most(nodes) if len(nodes) < MAX_VALUES else None
+
+    def _left_most(self, value: bytes) -> tuple[str | None, int]:
+        """Return the key of the first client in a line of the header, and how many have been looked at."""
+        count = 0
+        for node in itertools.islice(self._nodes([value]), MAX_VALUES):
+            count += 1
+            if (key := keys.node_key(node, self.affinity.ipv6_prefix)) is not None:
+                return key, count
+        return None, count
+
+    def _right_most(self, nodes: Sequence[str]) -> str | None:
         """Return the key of the last client in a list that is not one of our own proxies, or of the first one."""
         found = None
-        for node in reversed(nodes[-keys.MAX_NODES :]):
+        for node in reversed(nodes):
             key = keys.node_key(node, self.affinity.ipv6_prefix)
             if key is not None:
                 found = key
@@ -200,40 +268,64 @@ class SessionReader(Reader):
     Args:
         affinity: the settings
         secret: that of the master
+        refuses: see `Reader`
     """
 
-    def __init__(self, affinity: Affinity, secret: bytes) -> None:
-        super().__init__(affinity)
+    def __init__(self, affinity: Affinity, secret: bytes, refuses: Callable[[bytes], bool] = _never) -> None:
+        super().__init__(affinity, refuses)
         self.wanted = "head of the request"
         self._owner = _remembered(Ids(secret).owner)
         self._session = COOKIE if affinity.by == "cookie" else SESSION
-        self._sources = [self._source(*where.split(":", 1)) for where in affinity.session_keys]
+        #: Where ids are, by their rank: the order in which they count.
+        self._queries: list[tuple[int, Query]] = []
+        self._in_fields: dict[bytes, list[tuple[int, Callable[[bytes], Iterable[bytes]]]]] = {}
+        for rank, where in enumerate(affinity.session_keys):
+            kind, name = where.split(":", 1)
+            if kind == "query":
+                self._queries.append((rank, Query(name)))
+            elif kind == "cookie":
+                self._in_fields.setdefault(b"cookie", []).append((rank, Cookie(name).values))
+            else:
+                self._in_fields.setdefault(name.lower().encode(), []).append((rank, lambda value: [value.strip()]))
+        self._fields = Fields(*(name.decode() for name in self._in_fields)) if self._in_fields else None
+        self._best_field = min((rank for found in self._in_fields.values() for rank, _ in found), default=math.inf)
 
     def needs_bytes(self, address: Any) -> bool:
         """Return True."""
         return True
 
-    def later(
-        self, data: bytes | bytearray, size: int, address: Any, source: tuple[Any, ...] | None = None, start: int = 0
-    ) -> str:
-        """Return the key of a request; see `Reader.later`."""
-        for values in self._sources:
-            for value in values(data, size, start):
-                if (owner := self._owner(value)) is not None:
-                    self.source = self._session
-                    return str(owner)
-        return self._peer_key(address, source)
+    def _find(self, data: bytes | bytearray, size: int, address: Any, head: Head) -> str | None:
+        """Return the number of the worker that owns the session, or None for a new one."""
+        if not head.position:
+            head.find_line(data, size)
+            if self._queries:
+                target = head.target(data)
+                for rank, query in self._queries:
+                    self._try(rank, query.values(target), head)
+        elif not head.has_news(data, size):
+            raise Incomplete
+        if self._fields and head.rank > self._best_field and head.spent < MAX_VALUES:
+            for name, value in self._fields.values(data, size, head):
+                for rank, values in self._in_fields[name]:
+                    self._try(rank, values(value), head)
+                if head.rank <= self._best_field or head.spent >= MAX_VALUES:
+                    break
+        if head.owner is not None:
+            self.source = self._session
+            return str(head.owner)
+        return None
 
-    @staticmethod
-    def _source(kind: str, name: str) -> Callable[[bytes | bytearray, int, int], Iterator[bytes]]:
-        if kind == "query":
-            return Query(name).values
-        if kind == "header":
-            field = Field(name)
-            return lambda data, size, start: (value.strip() for value in field.values(data, size, start))
-        return Cookie(name).values
+    def _try(self, rank: int, values: Iterable[bytes], head: Head) -> None:
+        """Note the first owner of an id among some values, unless one of a better rank has been found."""
+        if rank >= head.rank:
+            return
+        for value in itertools.islice(values, MAX_VALUES - head.spent):
+            head.spent += 1
+            if (owner := self._owner(value)) is not None:
+                head.rank, head.owner = rank, owner
+                return
 
 
-def reader(affinity: Affinity, secret: bytes) -> Reader:
-    """Return what reads keys according to the settings."""
-    return SessionReader(affinity, secret) if affinity.by_session else Reader(affinity)
+def reader(affinity: Affinity, secret: bytes, refuses: Callable[[bytes], bool] = _never) -> Reader:
+    """Return what reads keys according to the settings; see `Reader`."""
+    return SessionReader(affinity, secret, refuses) if affinity.by_session else Reader(affinity, refuses)

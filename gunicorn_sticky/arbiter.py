@@ -26,6 +26,7 @@ from . import figures, logs, settings
 from .board import RUNNING, SEATS, STOPPED, STOPPING, Board
 from .children import Body, Children
 from .figures import Figures
+from .request import refuser
 from .seat import Seat
 from .session import OWNERS
 from .slot_log import SlotLog
@@ -416,6 +417,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         plan = dispatcher.Plan(
             parent=os.getpid(),
             affinity=settings.affinity(self.cfg),
+            refuses=refuser(self.cfg),
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),

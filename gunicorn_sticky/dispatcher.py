@@ -71,6 +71,8 @@ class Plan:
     #: The arbiter's process.
     parent: int
     affinity: Affinity
+    #: Tells whether a worker refuses a request already, by what has arrived of its head.
+    refuses: Callable[[bytes], bool]
     #: The hash's key, see slots.py.
     secret: bytes
     #: File descriptors of the listening sockets.
@@ -127,7 +129,7 @@ class Dispatcher:
         self._told_to_drain = False
         self._draining = False
 
-        self._reader = reader(plan.affinity, plan.secret)
+        self._reader = reader(plan.affinity, plan.secret, plan.refuses)
         self._route: HashRoute | SessionRoute
         if plan.affinity.by_session:
             self._route = SessionRoute(plan.channels, plan.secret, plan.affinity, plan.board)

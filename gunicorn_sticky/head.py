@@ -1,86 +1,180 @@
-"""Finding a header field, cookie or query parameter in the head of an HTTP/1 request that may still be arriving.
+"""Finding header fields, cookies and query parameters in the head of an HTTP/1 request that may still be arriving.
 
-Pure: bytes in, an answer out. The head is read, never judged: whatever is wrong with it is for Gunicorn's own parser in
-the worker to refuse. Lines end in CRLF or a bare LF (RFC 9112 section 2.2), and folded lines (section 5.2) belong to
-the field that they continue.
+Pure: bytes in, an answer out. A head is read as Gunicorn's own parser reads it:
+
+- One empty line may stand before the request line (RFC 9112 section 2.2).
+- Only CRLF ends a line. Older Gunicorns take a bare LF for a part of the request line, newer ones refuse it, as is done
+  here.
+- Folded lines (RFC 9112 section 5.2) belong to the field that they continue.
+
+Whatever else is wrong with a head is for the worker's parser to refuse. No byte is searched twice as a head arrives in
+pieces: what has been found out is kept in a `Head`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
-#: Largest head that is searched for a header, in bytes.
+#: Largest head that is searched, in bytes.
 MAX_HEAD = 64 * 1024
+#: How many clients, parameters or session ids of a head are looked at, in all of it: no honest request has as many.
+MAX_VALUES = 100
 
-# They may stand before a request line (RFC 9112 section 2.2).
-_EMPTY_LINES = re.compile(rb"[\r\n]*")
+_CR = ord("\r")
 # The end of a field's value. (In one expression with its beginning, each byte of it would be tried as the end.)
-_END = re.compile(rb"\n(?=[^ \t])")
+_END = re.compile(rb"\r\n(?=[^ \t])")
+# What urllib.parse.urlsplit, and so Gunicorn, takes out of a request's target; newer versions refuse it.
+_IGNORED = b"\t\r"
 
 
 class Incomplete(Exception):
     """The head has not arrived far enough to tell."""
 
 
-class Field:
-    """One header field, by name, in any case.
+class BareLineFeed(ValueError):
+    """A line of the head ends in LF without CR, which parsers do not agree about."""
+
+    def __str__(self) -> str:
+        return "a line of the head ends with a bare line feed"
+
+
+class Head:
+    """What is known of the head of one request, and how far it has been read."""
+
+    # Class attributes are their defaults, as most heads arrive in one piece and change few of them.
+
+    #: Where it begins: behind a PROXY header, and the address that this has given.
+    start = 0
+    source: tuple[Any, ...] | None = None
+    #: How many bytes have been looked at.
+    seen = 0
+    #: Where the request line begins.
+    line = 0
+    #: Where the next search for fields begins, at a CRLF; 0 until the request line has ended.
+    position = 0
+    #: Name and beginning of the field whose value has not ended; 0 if there is none.
+    name = b""
+    value = 0
+
+    # What the reader (affinity.py) has made of it.
+
+    #: Whether the worker's parser has been asked about it.
+    is_judged = False
+    #: How many values have been looked at, of `MAX_VALUES`.
+    spent = 0
+    #: The lines of the header that names clients, where the last one counts.
+    values: list[bytes] | None = None
+    #: The owner of the session, and the rank of the place where its id was found.
+    owner: int | None = None
+    rank: float = math.inf
+
+    def find_line(self, data: bytes | bytearray, size: int) -> None:
+        """Find the end of the request line among the first `size` bytes of `data`.
+
+        Raises:
+            Incomplete: it is not there yet
+            BareLineFeed: the line has a line feed in it
+        """
+        start = self.start
+        if data.startswith(b"\r\n", start, size):
+            start += 2
+        end = data.find(b"\n", max(start, self.seen), size)
+        self.line = start
+        if end < 0:
+            raise Incomplete
+        if end == start or data[end - 1] != _CR:
+            raise BareLineFeed
+        self.position = end - 1
+
+    def target(self, data: bytes | bytearray) -> bytes:
+        """Return the target of the request line, which has been found."""
+        line = bytes(data[self.line : self.position])
+        return line.partition(b" ")[2].partition(b" ")[0].translate(None, _IGNORED)
+
+    def has_news(self, data: bytes | bytearray, size: int) -> bool:
+        """Tell whether another line has ended since the last look. Without that nothing new can be found."""
+        return data.find(b"\n", max(self.seen - 1, 0), size) >= 0
+
+    def wait(self, data: bytes | bytearray, size: int) -> None:
+        """Note that the first `size` bytes of `data` belong to the head and are not all of it.
+
+        Raises:
+            BareLineFeed: one of its lines has ended in a way that makes Gunicorn refuse it at once or wait for ever
+        """
+        since = max(self.seen, self.start)
+        if data.count(b"\n", since, size) != data.count(b"\r\n", max(since - 1, self.start), size):
+            raise BareLineFeed
+        self.seen = size
+
+
+class Fields:
+    """Some header fields, by name, in any case.
 
     Args:
-        name: the field's name
+        names: the fields' names
     """
 
-    def __init__(self, name: str) -> None:
-        # Each match begins at a line feed, so neither the request line nor a longer name can match, and the first
-        # empty line ends the search, so a body cannot either.
-        self._next = re.compile(rb"\n(?:\r?\n|(%s[ \t]*:))" % re.escape(name.encode("latin-1")), re.IGNORECASE)
+    def __init__(self, *names: str) -> None:
+        alternatives = b"|".join(re.escape(name.encode("latin-1")) for name in names)
+        # Each match begins at the end of a line, so neither the request line nor a longer name can match, and the
+        # first empty line ends the search, so a body cannot either.
+        self._next = re.compile(rb"\r\n(?:\r\n|(%s)[ \t]*:)" % alternatives, re.IGNORECASE)
 
-    def values(self, data: bytes | bytearray, size: int, start: int = 0) -> Iterator[bytes]:
-        """Yield the values of the field in order, as they stand in the first `size` bytes of `data`.
+    def values(self, data: bytes | bytearray, size: int, head: Head) -> Iterator[tuple[bytes, bytes]]:
+        """Yield names, in lower case, and values of the fields in order, as they stand in the first `size` bytes.
 
         Args:
-            start: where the head starts
+            head: whose request line has ended; the next call goes on where this one had to stop
 
         Raises:
             Incomplete: after the last value, if the end of the head is not among those bytes
         """
-        start = _EMPTY_LINES.match(data, start, size).end()  # type: ignore[union-attr]
-        while match := self._next.search(data, start, size):
-            if match.group(1) is None:
-                return
+        position, name, value = head.position, head.name, head.value
+        while True:
+            if not value:
+                match = self._next.search(data, position, size)
+                if match is None:
+                    position = data.rfind(b"\r\n", position, size)
+                    break
+                if match.group(1) is None:
+                    return
+                name, value = match.group(1).lower(), match.end()
+                position = value
             # The character behind a line's end tells whether the next line continues the value.
-            end = _END.search(data, match.end(), size)
+            end = _END.search(data, position, size)
             if end is None:
+                position = max(position, data.rfind(b"\r\n", position, size))
                 break
-            yield bytes(data[match.end() : end.start()])
-            start = end.start()
+            position = end.start()
+            yield name, bytes(data[value:position])
+            value = 0
+        head.position, head.name, head.value = position, name, value
         raise Incomplete
 
 
 class Query:
-    """One parameter of the query string in the request line.
+    """One parameter of a request's query string, as `urllib.parse.parse_qs` reads it.
 
     Args:
         name: the parameter's name
     """
 
     def __init__(self, name: str) -> None:
-        self._next = re.compile(rb"[?&]%s=([^&#\s]*)" % re.escape(name.encode()))
+        # A name may be percent-encoded as well.
+        letters = (
+            b"(?:%s%%(?i:%02x))" % (b"" if letter == b"+" else re.escape(letter) + b"|", ord(letter))
+            for letter in (bytes([code]) for code in name.encode())
+        )
+        self._next = re.compile(rb"(?:^|&)%s=([^&]*)" % b"".join(letters))
 
-    def values(self, data: bytes | bytearray, size: int, start: int = 0) -> Iterator[bytes]:
-        """Yield the parameter's values, decoded; see `Field.values`."""
-        start = _EMPTY_LINES.match(data, start, size).end()  # type: ignore[union-attr]
-        end = data.find(b"\n", start, size)
-        if end < 0:
-            raise Incomplete
-        query = data.find(b"?", start, end)
-        fragment = data.find(b"#", start, end)
-        if query < 0:
-            return
-        for match in self._next.finditer(data, query, end if fragment < 0 else fragment):
-            if match.start() == query or data[match.start()] == ord("&"):
-                yield unquote_to_bytes(match.group(1))
+    def values(self, target: bytes) -> Iterator[bytes]:
+        """Yield the parameter's values, decoded, in the order of a request's target."""
+        for match in self._next.finditer(target.partition(b"#")[0].partition(b"?")[2]):
+            yield unquote_to_bytes(match.group(1).replace(b"+", b" "))
 
 
 class Cookie:
@@ -91,11 +185,9 @@ class Cookie:
     """
 
     def __init__(self, name: str) -> None:
-        self._field = Field("cookie")
         self._next = re.compile(rb"(?:^|[;\s])%s=\"?([^;\s\"]*)" % re.escape(name.encode()))
 
-    def values(self, data: bytes | bytearray, size: int, start: int = 0) -> Iterator[bytes]:
-        """Yield the cookie's values; see `Field.values`."""
-        for value in self._field.values(data, size, start):
-            for match in self._next.finditer(value):
-                yield match.group(1)
+    def values(self, field: bytes) -> Iterator[bytes]:
+        """Yield the cookie's values in a header field `Cookie`."""
+        for match in self._next.finditer(field):
+            yield match.group(1)

@@ -14,8 +14,6 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 #: What a key comes from.
 SOURCES = ("ip", "proxy", "header", "session", "cookie")
 IP, PROXY, HEADER, SESSION, COOKIE = range(len(SOURCES))
-#: How many clients of a list are looked at; no chain of proxies is as long.
-MAX_NODES = 100
 #: Longer keys, and those with line breaks and the like, are replaced by a digest: a key travels with every connection
 #: and into the logs.
 MAX_KEY = 255
@@ -102,10 +100,10 @@ def list_nodes(values: Iterable[bytes]) -> Iterator[str]:
 def forwarded_nodes(values: Iterable[bytes]) -> Iterator[str]:
     """Yield the clients, ``for=``, in a Forwarded header (RFC 7239), from left to right.
 
-    An obfuscated identifier (section 6.3) is yielded as "", which names nobody: the proxy's clients may all have the
-    same one, and a client another one with each request.
+    What names nobody is yielded as "": other parameters, and obfuscated identifiers (section 6.3), of which a proxy's
+    clients may all have the same one, or a client another one with each request.
     """
     for value in values:
         for match in _PARAMETER.finditer(value.decode("latin-1")):
-            if (match.group(1) or "").lower() == "for" and (node := match.group(2)):
-                yield "" if node.startswith(("_", '"_')) else node
+            node = match.group(2) or "" if (match.group(1) or "").lower() == "for" else ""
+            yield "" if node.startswith(("_", '"_')) else node

@@ -17,12 +17,12 @@ from .affinity import Missing, Reader
 from .channel import Parcel
 from .events import EDGE, GONE, HANGUP, READABLE, Events
 from .figures import BY
-from .head import MAX_HEAD, Incomplete
+from .head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from .lingering import Lingering
 from .proxy import Malformed
 from .refusal import Notices, name
 
-#: Each look at a head reads all of it. Once looks have read this many bytes of it, it is only looked at every `SLOW`
+#: Each look at a head copies all of it. Once looks have copied this many bytes of it, it is only looked at every `SLOW`
 #: seconds, for at most `MOMENT` seconds, and all such heads together get `SLOW_SHARE` of our time.
 LOOKS = MAX_HEAD
 SLOW = 0.1
@@ -31,13 +31,16 @@ SLOW_SHARE = 0.1
 
 
 @dataclass
-class _Head:
+class _Waiting:
     connection: socket
     listener: Any
     address: Any
+    #: What has been found out about its head.
+    head: Head
+    #: Bytes that have arrived.
+    size: int = 0
     deadline: float = 0.0
-    seen: int = 0
-    #: Bytes that all looks at it have read.
+    #: Bytes that all looks at it have copied.
     looked: int = 0
 
 
@@ -71,41 +74,43 @@ class Peeking:
         self._figures = figures
         self._buffer = bytearray(MAX_HEAD)
         #: By descriptor, in order of their deadlines.
-        self._heads: dict[int, _Head] = {}
+        self._waiting: dict[int, _Waiting] = {}
         #: Of those, the ones in many pieces that something has happened to, and when to look at them all.
         self._slow: dict[int, int] = {}
         self._slow_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._heads)
+        return len(self._waiting)
 
     def deadline(self) -> float | None:
         """Return when there is something to do in any case."""
-        for head in self._heads.values():
-            return min(head.deadline, self._slow_at) if self._slow else head.deadline
+        for waiting in self._waiting.values():
+            return min(waiting.deadline, self._slow_at) if self._slow else waiting.deadline
         return None
 
     def expire(self, now: float) -> None:
         """Do what is due."""
         if self._slow and self._slow_at <= now:
             self._look_slowly(now)
-        while self._heads:
-            head = next(iter(self._heads.values()))
-            if head.deadline > now:
+        while self._waiting:
+            waiting = next(iter(self._waiting.values()))
+            if waiting.deadline > now:
                 break
             message = f"the {self._reader.wanted} did not arrive within {self._patience:g} s"
-            self._refuse(head, HTTPStatus.REQUEST_TIMEOUT, message, "sticky_header_timeout")
+            self._refuse(waiting, HTTPStatus.REQUEST_TIMEOUT, message, "sticky_header_timeout")
 
     def hurry(self, deadline: float) -> None:
         """Wait for none of them beyond a deadline."""
-        for head in self._heads.values():
-            head.deadline = min(head.deadline, deadline)
+        for waiting in self._waiting.values():
+            waiting.deadline = min(waiting.deadline, deadline)
 
     def drop(self, reason: str) -> bool:
         """Refuse the first of them, and return whether there was one."""
-        for head in self._heads.values():
+        for waiting in self._waiting.values():
             message = f"too many connections ({reason})"
-            self._refuse(head, HTTPStatus.SERVICE_UNAVAILABLE, message, "ulimit -n")
+            if not waiting.size:
+                self._notices.warn("ulimit -n", "Closed a connection from %s: %s", name(waiting.address), message)
+            self._refuse(waiting, HTTPStatus.SERVICE_UNAVAILABLE, message, "ulimit -n")
             return True
         return False
 
@@ -116,68 +121,79 @@ class Peeking:
             listener: the name of the listener that it came by
             address: its peer
         """
+        head, size = Head(), 0
         try:
             size = connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
-            key = self._reader.first(self._buffer, size, address)
-        except (OSError, Incomplete, Missing, Malformed):
-            self._look(_Head(connection, listener, address))
+            key = self._reader.first(self._buffer, size, address, head)
+        except BlockingIOError:
+            self._keep(_Waiting(connection, listener, address, head))
+        except OSError:
+            connection.close()
+        except (Incomplete, BareLineFeed, Missing, Malformed) as error:
+            self._go_on(_Waiting(connection, listener, address, head, size, looked=size), error)
         else:
             self._figures[BY + self._reader.source] += 1
             self._dispatch(connection.detach(), Parcel(listener, address, key))
 
-    def _look(self, head: _Head, events: int = 0) -> None:
+    def _look(self, waiting: _Waiting, events: int) -> None:
+        """Look at a connection again."""
         try:
-            size = head.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+            size = waiting.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
         except BlockingIOError:
-            size = -1
+            return
         except OSError:
-            self._close(head)
+            self._close(waiting)
             return
-        if size == 0 or (size <= head.seen and events & GONE):
-            self._close(head)
+        if size == 0 or (size <= waiting.size and events & GONE):
+            self._close(waiting)
             return
-        key = None
-        if size > head.seen:
-            head.looked += size
-            try:
-                key = self._reader.first(self._buffer, size, head.address)
-            except Incomplete:
-                if size == MAX_HEAD:
-                    message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
-                    self._refuse(head, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header")
-                    return
-            except Missing:
-                message = f"the request lacks the header {self._reader.affinity.header}"
-                self._refuse(head, HTTPStatus.BAD_REQUEST, message, "sticky_ignore_missing_header")
-                return
-            except Malformed as error:
-                text = "Closed a connection from %s: malformed PROXY header, %s"
-                self._notices.warn("proxy_protocol", text, name(head.address), error)
-                self._close(head)
-                return
-        if key is None:
-            head.seen = max(size, 0)
-            self._keep(head)
+        if size <= waiting.size:
             return
-        self._forget(head)
+        waiting.size = size
+        waiting.looked += size
+        try:
+            key = self._reader.first(self._buffer, size, waiting.address, waiting.head)
+        except (Incomplete, BareLineFeed, Missing, Malformed) as error:
+            self._go_on(waiting, error)
+            return
+        self._forget(waiting)
         self._figures[BY + self._reader.source] += 1
-        self._dispatch(head.connection.detach(), Parcel(head.listener, head.address, key))
+        self._dispatch(waiting.connection.detach(), Parcel(waiting.listener, waiting.address, key))
 
-    def _keep(self, head: _Head) -> None:
-        fd = head.connection.fileno()
-        if fd not in self._heads:
-            head.deadline = time.monotonic() + self._patience
-            self._heads[fd] = head
+    def _go_on(self, waiting: _Waiting, error: Exception) -> None:
+        """Keep, refuse or close a connection whose bytes have given no key, but an error."""
+        if isinstance(error, Incomplete):
+            if waiting.size == 0:
+                self._close(waiting)
+            elif waiting.size < MAX_HEAD:
+                self._keep(waiting)
+            else:
+                message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
+                self._refuse(waiting, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header")
+        elif isinstance(error, Missing):
+            self._refuse(waiting, HTTPStatus.BAD_REQUEST, str(error), "sticky_ignore_missing_header")
+        elif isinstance(error, BareLineFeed):
+            self._refuse(waiting, HTTPStatus.BAD_REQUEST, str(error), "sticky_by")
+        else:
+            text = "Closed a connection from %s: malformed PROXY header, %s"
+            self._notices.warn("proxy_protocol", text, name(waiting.address), error)
+            self._close(waiting)
+
+    def _keep(self, waiting: _Waiting) -> None:
+        fd = waiting.connection.fileno()
+        if fd not in self._waiting:
+            waiting.deadline = time.monotonic() + self._patience
+            self._waiting[fd] = waiting
             # Edge-triggered: what was only peeked at stays readable, and would wake a level-triggered watch for ever.
-            self._events.watch(fd, READABLE | HANGUP | EDGE, lambda events: self._arrived(head, events))
+            self._events.watch(fd, READABLE | HANGUP | EDGE, lambda events: self._arrived(waiting, events))
 
-    def _arrived(self, head: _Head, events: int) -> None:
-        if head.looked <= LOOKS:
-            self._look(head, events)
+    def _arrived(self, waiting: _Waiting, events: int) -> None:
+        if waiting.looked <= LOOKS:
+            self._look(waiting, events)
             return
         if not self._slow:
             self._slow_at = time.monotonic() + SLOW
-        fd = head.connection.fileno()
+        fd = waiting.connection.fileno()
         self._slow[fd] = self._slow.get(fd, 0) | events
 
     def _look_slowly(self, started: float) -> None:
@@ -185,20 +201,27 @@ class Peeking:
         now = started
         while self._slow and now - started < MOMENT:
             fd = next(iter(self._slow))
-            self._look(self._heads[fd], self._slow.pop(fd))
+            self._look(self._waiting[fd], self._slow.pop(fd))
             now = time.monotonic()
         self._slow_at = now + ((now - started) / SLOW_SHARE if self._slow else SLOW)
 
-    def _forget(self, head: _Head) -> None:
-        fd = head.connection.fileno()
-        if self._heads.pop(fd, None):
+    def _forget(self, waiting: _Waiting) -> None:
+        fd = waiting.connection.fileno()
+        if self._waiting.pop(fd, None):
             self._slow.pop(fd, None)
             self._events.unwatch(fd)
 
-    def _close(self, head: _Head) -> None:
-        self._forget(head)
-        head.connection.close()
+    def _close(self, waiting: _Waiting) -> None:
+        self._forget(waiting)
+        waiting.connection.close()
 
-    def _refuse(self, head: _Head, status: HTTPStatus, message: str, setting: str) -> None:
-        self._forget(head)
-        self._lingering.refuse(head.connection, head.address, status, message, setting)
+    def _refuse(self, waiting: _Waiting, status: HTTPStatus, message: str, setting: str) -> None:
+        """Answer a connection, unless it has asked nothing.
+
+        Browsers open connections in advance, and take what comes there unasked for the answer to their next request.
+        """
+        if not waiting.size:
+            self._close(waiting)
+            return
+        self._forget(waiting)
+        self._lingering.refuse(waiting.connection, waiting.address, status, message, setting)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from fcntl import ioctl
 from http import HTTPStatus
+from termios import FIONREAD
 from typing import Any
 
 #: Seconds after which a client may try again.
@@ -15,6 +17,11 @@ INTERVAL = 1.0
 def name(address: Any) -> str:
     """Return how the log names a peer."""
     return str(address[0]) if isinstance(address, tuple) else "a Unix socket"
+
+
+def is_silent(fd: int) -> bool:
+    """Tell whether a connection has no bytes to be read."""
+    return ioctl(fd, FIONREAD, bytes(4)) == bytes(4)
 
 
 def answer(status: HTTPStatus, message: str) -> bytes:

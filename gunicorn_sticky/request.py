@@ -1,4 +1,4 @@
-"""Looking at each request of a kept-alive connection before Gunicorn parses it.
+"""Gunicorn's parser: what it is asked about a head that has not arrived, and what happens before it parses a request.
 
 A connection is bound to the key that it was dispatched under. A reverse proxy may send another client's request next:
 then the connection goes back to the dispatcher, with what has been read of it, and nothing of that request has reached
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader
 
 
 def request_class(
@@ -35,3 +37,22 @@ def request_class(
             after(served, self)
 
     return StickyRequest
+
+
+def refuser(cfg: Any) -> Callable[[bytes], bool]:
+    """Return a function that tells whether Gunicorn refuses a request already, by the first bytes of its head.
+
+    Args:
+        cfg: Gunicorn's configuration
+    """
+
+    def refuses(data: bytes) -> bool:
+        try:
+            Request(cfg, IterUnreader(iter([data])), None, 2)  # the first one may begin with a PROXY header
+        except NoMoreData:
+            return False
+        except ParseException:
+            return True
+        return False
+
+    return refuses

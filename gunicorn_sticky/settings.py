@@ -467,6 +467,7 @@ def affinity(cfg: Any) -> Affinity:
         trusted=tuple(cfg.sticky_trusted_proxies),
         session_keys=(f"cookie:{cookie_name(cfg)}",) if by == "cookie" else tuple(cfg.sticky_session_keys),
         balance=cfg.sticky_balance,
+        request_line=cfg.limit_request_line,
         proxies=tuple(cfg.proxy_allow_ips) if cfg.proxy_protocol not in (False, "off") else (),
     )
 

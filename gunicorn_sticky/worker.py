@@ -15,7 +15,7 @@ import time
 from _socket import socketpair  # not gevent's
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
 from gevent.server import StreamServer
@@ -30,10 +30,10 @@ from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
 from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
-from .head import MAX_HEAD, Incomplete
+from .head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
-from .refusal import Notices, answer, name
-from .request import request_class
+from .refusal import Notices, answer, is_silent, name
+from .request import refuser, request_class
 from .session import Ids, Minter
 from .slots import Slots
 
@@ -46,6 +46,9 @@ LINGER = 2.0
 #: Seconds to wait, and between two tries, if the channel to the dispatcher is full.
 HAND_OVER = 30.0
 RETRY = 0.005
+#: After so many looks at a head that arrives in pieces, seconds between two of them.
+LOOKS = 16
+SLOW = 0.1
 #: By how much a worker may be busier than another one before it passes requests without a session on.
 SLACK = 2 * REQUEST
 
@@ -181,7 +184,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
             self._notices = Notices(self.log)
             self._explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
-            self._reader = reader(self._affinity, self._seat.secret)
+            self._reader = reader(self._affinity, self._seat.secret, refuser(self.cfg))
             self._other_board = self._seat.board.other()
             self._slots = Slots(self._seat.secret, 1), 1
             self._minted = self._figures[MINTED]
@@ -368,36 +371,67 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             request.proxy_protocol_info = served.proxy
 
     def _check_key(self, unreader: Any, served: _Served) -> None:
-        """Read the head of the next request, and go on only if it bears the key that the connection is bound to."""
+        """Read the head of the next request, and go on only if it bears the key that the connection is bound to.
+
+        Raises:
+            StopIteration: it does not, or the request is refused
+        """
         proxy = served.proxy or {}
         source = (proxy["client_addr"], proxy["client_port"]) if proxy.get("client_addr") else None
-        head = b""
-        while more := unreader.read():
-            head += more
-            try:
-                key = self._reader.later(head, len(head), served.parcel.address, source)
-            except Incomplete:
-                if len(head) < MAX_HEAD:
-                    continue
-                message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
-                self._refuse(
-                    unreader.sock, served, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header"
-                )
-                raise StopIteration from None
-            except Missing:
-                message = f"the request lacks the header {self._reader.affinity.header}"
-                self._refuse(unreader.sock, served, HTTPStatus.BAD_REQUEST, message, "sticky_ignore_missing_header")
-                raise StopIteration from None
-            if why := self._why_elsewhere(key, served):
-                if self._explains:
-                    text = "Handing over a connection from %s, as %s; key of its next request by %s: %s"
-                    address = served.parcel.address
-                    self.log.debug(text, name(address), why, self._reader.origin(address), key)
-                self._hand_over(unreader.sock, served, key, head)
-                raise StopIteration
+        data, head = unreader.read(), Head()
+        try:
+            key = data and self._reader.later(data, len(data), served.parcel.address, source, head)
+        except Incomplete:
+            data, key = self._wait_for_head(unreader, served, bytearray(data), source, head)
+        except (BareLineFeed, Missing) as error:
+            self._refuse_head(unreader, served, error)
+        if data and (why := self._why_elsewhere(key, served)):
+            if self._explains:
+                text = "Handing over a connection from %s, as %s; key of its next request by %s: %s"
+                address = served.parcel.address
+                self.log.debug(text, name(address), why, self._reader.origin(address), key)
+            self._hand_over(unreader.sock, served, key, data)
+            raise StopIteration
+        if data:
             served.key = key
-            break
-        unreader.unread(head)
+        unreader.unread(data)
+
+    def _wait_for_head(
+        self, unreader: Any, served: _Served, data: bytearray, source: tuple[Any, ...] | None, head: Head
+    ) -> tuple[bytes, str]:
+        """Return the bytes of a head that arrives in pieces, and its key.
+
+        All others have their turn before each look, and after some looks they come ten times a second only.
+
+        Raises:
+            StopIteration: the client has gone, or the request is refused
+        """
+        message = f"the {self._reader.wanted} did not arrive within {self.cfg.sticky_header_timeout} s"
+        looks = 0
+        with gevent.Timeout(self.cfg.sticky_header_timeout, False):
+            while len(data) < MAX_HEAD:
+                gevent.sleep(0 if looks < LOOKS else SLOW)
+                looks += 1
+                more = unreader.read()
+                if not more:
+                    raise StopIteration
+                data += more
+                try:
+                    return bytes(data), self._reader.later(data, len(data), served.parcel.address, source, head)
+                except Incomplete:
+                    continue
+                except (BareLineFeed, Missing) as error:
+                    self._refuse_head(unreader, served, error)
+            message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
+            self._refuse(unreader.sock, served, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header")
+            raise StopIteration
+        self._refuse(unreader.sock, served, HTTPStatus.REQUEST_TIMEOUT, message, "sticky_header_timeout")
+        raise StopIteration
+
+    def _refuse_head(self, unreader: Any, served: _Served, error: Exception) -> NoReturn:
+        setting = "sticky_ignore_missing_header" if isinstance(error, Missing) else "sticky_by"
+        self._refuse(unreader.sock, served, HTTPStatus.BAD_REQUEST, str(error), setting)
+        raise StopIteration
 
     def _is_mine(self, key: str) -> bool:
         """Tell whether a request belongs to a session of this worker."""
@@ -474,7 +508,8 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         else:
             status, setting = HTTPStatus.SERVICE_UNAVAILABLE, "sticky_sync_timeout"
             message = f"the application did not emit {self.cfg.sticky_sync_event!r} within {seconds} s"
-        self._refuse(client, served, status, message, setting)
+        if served.parcel.unread or self.cfg.is_ssl or not is_silent(client.fileno()):
+            self._refuse(client, served, status, message, setting)
         return False
 
     def _refuse(self, client: Any, served: _Served, status: HTTPStatus, message: str, setting: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import socket
 import time
 from pathlib import Path
 
 import pytest
 from harness import STICKY, Response, Server, addresses, request, wait_for
+
+from gunicorn_sticky.status import find
 
 CLIENTS = addresses(40)
 HEADER = (*STICKY, "-w", "4", "--sticky-proxy")
@@ -195,10 +198,42 @@ def test_large_heads(by_header: Server, size: int, position: float):
         assert whos(answer)[0]["key"] == "1.2.3.4"
 
 
-def test_bare_lf_is_read_right_up_to_the_worker(by_header: Server):
-    """Gunicorn's own parser waits for a CR; what counts here is that the dispatcher does not."""
-    talk(by_header.port, b"GET / HTTP/1.1\nHost: a\nX-Forwarded-For: 1.2.3.4\n\n", half_close=True)
-    assert b"400" in talk(by_header.port, b"GET / HTTP/1.1\nHost: a\n\n")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\nHost: a\nX-Forwarded-For: 1.2.3.4\n\n",
+        b"GET / HTTP/1.1\r\nHost: a\nX-Forwarded-For: 1.2.3.4\n\n",
+        # Older Gunicorns accept this one, with the address in the field.
+        b"GET /odd?x\nX-Forwarded-For:\t10.9.9.9, HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n",
+    ],
+)
+def test_a_bare_line_feed_is_400(data: bytes):
+    with Server(*HEADER, "--sticky-header-timeout", "60", "whoami:app") as server:
+        assert talk(server.port, data).startswith(b"HTTP/1.1 400 ")
+
+
+REFUSED = [
+    b"GET /\r\n",
+    b"SSH-2.0-OpenSSH_9.2p1\r\n",
+    b"\r\n\r\n",
+    b"GET / HTTP/1.1 \r\n",
+    b"GET / HTTP/3.0\r\nHost: a",
+    b"get / HTTP/1.1\r\n",
+    b"GET /" + b"a" * 300,
+]
+
+
+@pytest.mark.parametrize("by", ["header", "session", "cookie"])
+def test_what_gunicorn_refuses_at_once_waits_for_no_key(by: str):
+    """Also on a kept-alive connection. `talk` would wait for 30 s, and the server for 60."""
+    limits = ("--sticky-header-timeout", "60", "--keep-alive", "60", "--limit-request-line", "100")
+    first = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
+    with Server(*STICKY, "-w", "2", "--sticky-by", by, *limits, "whoami:app") as server:
+        for data in REFUSED:
+            assert re.match(rb"HTTP/1\.1 (400|414|505) ", talk(server.port, data)), data
+            answer = talk(server.port, first + data)
+            assert re.match(rb"(?s)HTTP/1\.1 200 .*HTTP/1\.1 (400|414|505) ", answer), data
+        assert "Refused a connection" not in server.log
 
 
 # --- what shows no key ---
@@ -231,13 +266,33 @@ def test_refusal_survives_a_large_body(by_header: Server):
     assert response.status == 400
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-"])
-def test_silent_client_gets_408(sent: bytes):
+@pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-"])
+def test_half_a_head_gets_408(sent: bytes):
     with Server(*HEADER, "--sticky-header-timeout", "1", "whoami:app") as server:
         started = time.monotonic()
         answer = talk(server.port, sent)
         assert 0.9 < time.monotonic() - started < 10
         refusal(server, answer, 408, "sticky_header_timeout")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--sticky-by", "header"),
+        ("--sticky-by", "session"),
+        ("--sticky-by", "cookie"),
+        ("--proxy-protocol", "auto"),
+        ("--sticky-sync", "--sticky-sync-timeout", "1"),
+    ],
+    ids=" ".join,
+)
+def test_who_says_nothing_is_told_nothing(options: tuple[str, ...]):
+    """Browsers open connections in advance, and take an answer without a request for that of the next one."""
+    with Server(*STICKY, "--sticky-header-timeout", "1", *options, "whoami:app") as server:
+        assert talk(server.port) == b""
+        (seen,) = find(server.pid)
+        assert not any(seen.status()["dispatcher"]["refused"].values())
+        assert "WARNING" not in server.log
 
 
 def test_no_header_in_64_kib_is_431():

@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,45 @@ def test_no_header_in_64_kib_of_a_later_request():
         assert connection.socket.recv(13) == b"HTTP/1.1 431 "
         connection.close()
         server.wait_for_log(r"431, the first 65536 bytes do not show .* x-forwarded-for \(setting: sticky_header\)")
+
+
+def test_half_a_head_of_a_later_request():
+    with Server(*BY_HEADER, "-w", "2", "--sticky-header-timeout", "1", "whoami:app") as server:
+        connection = Connection(server.port)
+        connection.socket.sendall(request(0, KEYS[0]))
+        connection.answer()
+        connection.socket.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        assert connection.socket.recv(13) == b"HTTP/1.1 408 "
+        connection.close()
+        server.wait_for_log(
+            r"408, the request header x-forwarded-for did not arrive .* \(setting: sticky_header_timeout\)"
+        )
+
+
+@pytest.mark.parametrize(
+    ("by", "line"),
+    [
+        ("header", b"X-Forwarded-For: " + b'"",' * 99),
+        ("session", b"Cookie: " + b"sid=aaaaaaaaaaaaaaaa; " * 15),
+    ],
+)
+def test_a_later_head_that_is_made_to_cost_time(by: str, line: bytes):
+    """Each of its bytes could be the reason to read all of it again. Others are served all the time."""
+    options = ("--sticky-by", by, "--sticky-session-keys", "cookie:sid", "--keep-alive", "30", "-w", "1")
+    with Server(*STICKY, *options, "whoami:app") as server:
+        server.who(headers={"X-Forwarded-For": KEYS[0]})
+        connection = Connection(server.port)
+        connection.socket.sendall(request(0, KEYS[0]))
+        pid = connection.answer()["pid"]
+        connection.socket.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + (line + b"\r\n") * 140)
+        seconds = []
+        for _ in range(50):
+            connection.socket.sendall(b"a")
+            started = time.monotonic()
+            assert server.who(headers={"X-Forwarded-For": KEYS[0]}, timeout=10)["pid"] == pid
+            seconds.append(time.monotonic() - started)
+        assert sorted(seconds)[25] < 0.1
+        connection.close()
 
 
 def test_a_dispatcher_that_takes_nothing_back():

@@ -43,7 +43,7 @@ SERVERS = {
 ATTACKS = {
     ("header", "reset"): ("closed", 0.0),
     ("header", "half"): ("408", DISPATCHER),
-    ("header", "silent"): ("408", DEFERRED + DISPATCHER),
+    ("header", "silent"): ("closed", DEFERRED + DISPATCHER),
     ("header", "drip"): ("408", DISPATCHER),
     ("header", "pieces"): ("408", DISPATCHER),
     ("header", "huge"): ("431 408", DISPATCHER),  # if less than 64 KiB arrive in time

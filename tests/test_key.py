@@ -148,7 +148,7 @@ def test_what_would_break_a_log_is_replaced_by_a_digest(node: str):
     ],
 )
 def test_all_nodes_in_order(nodes: Callable[[list[bytes]], Iterator[str]], values: list[bytes], found: list[str]):
-    assert [host(node) for node in nodes(values)] == found
+    assert [host(node) for node in nodes(values) if node] == found
 
 
 @pytest.mark.parametrize(

@@ -651,13 +651,15 @@ def limited(count: int) -> list[str]:
 
 def test_a_dispatcher_without_free_descriptors_drops_the_slowest():
     with Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app", command=limited(100)) as server:
-        silent = []
-        for _ in range(200):
-            silent.append(socket.create_connection(("127.0.0.1", server.port), timeout=30))
-        assert server.who(headers={"X-Forwarded-For": "1.2.3.4"})["key"] == "1.2.3.4"
-        server.wait_for_log(r"503, too many connections .*ulimit -n")
-        assert silent[0].recv(12) == b"HTTP/1.1 503"
-        for connection in silent:
+        slow = []
+        for sent, answer in ((b"", b""), (b"G", b"HTTP/1.1 503")):
+            for _ in range(200):
+                slow.append(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+                slow[-1].sendall(sent)
+            assert server.who(headers={"X-Forwarded-For": "1.2.3.4"})["key"] == "1.2.3.4"
+            assert slow[-200].recv(12) == answer
+        server.wait_for_log(r"too many connections .*ulimit -n")
+        for connection in slow:
             connection.close()
 
 
