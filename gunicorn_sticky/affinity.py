@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
@@ -158,7 +158,7 @@ class Reader:
             proxy.Malformed: the PROXY header is broken
         """
         head = head or Head()
-        if not head.start and self._proxied(address):
+        if self._may_proxy is not None and not head.start and self._proxied(address):
             head.start, head.source = proxy.parse(data, size)
         return self.later(data, size, address, head.source, head)
 
@@ -191,7 +191,7 @@ class Reader:
     def _is_refused(self, data: bytes | bytearray, size: int, head: Head) -> bool:
         """Tell whether the worker refuses a request already: asked once, if its first line has ended or is too long."""
         limit = self.affinity.request_line
-        if head.is_judged or not (head.position or (limit and size - head.line > limit + 2)):
+        if head.is_judged or not (head.position or (limit and size - (head.line or head.start) > limit + 2)):
             return False
         head.is_judged = True
         return self._refuses(bytes(data[head.start : size]))
@@ -208,35 +208,32 @@ class Reader:
             head.find_line(data, size)
         elif not head.has_news(data, size):
             raise Incomplete
-        found = self._by_left(data, size, head) if self._trusts_all else self._by_right(data, size, head)
-        if found is not None:
+        if self._trusts_all:
+            for _, value in self._fields.values(data, size, head):
+                found, count = self._known(value)
+                if found is not None:
+                    self.source = HEADER
+                    return str(found)
+                head.spent += count
+                if head.spent >= MAX_VALUES:
+                    break
+        elif (found := self._by_right(self._fields, data, size, head)) is not None:
             self.source = HEADER
-        elif not self.affinity.ignore_missing:
+            return found
+        if not self.affinity.ignore_missing:
             if head.spent >= MAX_VALUES:
                 raise Missing(f"the header {self.affinity.header} names nobody, or more than {MAX_VALUES} proxies")
             raise Missing(f"the request lacks the header {self.affinity.header}")
-        return found
-
-    def _by_left(self, data: bytes | bytearray, size: int, head: Head) -> str | None:
-        """Return the key of the first client in the header."""
-        for _, value in self._fields.values(data, size, head):  # type: ignore[union-attr]
-            found, count = self._known(value)
-            if found is not None:
-                return str(found)
-            head.spent += count
-            if head.spent >= MAX_VALUES:
-                break
         return None
 
-    def _by_right(self, data: bytes | bytearray, size: int, head: Head) -> str | None:
+    def _by_right(self, fields: Fields, data: bytes | bytearray, size: int, head: Head) -> str | None:
         """Return the key of the last client in the header that is not one of our own proxies, or of the first one.
 
         A header of too many clients counts for nothing: who has put them there could move the last ones out of sight.
         """
         if head.values is None:
             head.values = []
-        for _, value in self._fields.values(data, size, head):  # type: ignore[union-attr]
-            head.values.append(value)
+        head.values.extend(value for _, value in fields.values(data, size, head))
         nodes = list(itertools.islice(self._nodes(head.values), MAX_VALUES))
         head.spent = len(nodes)
         return self._right_most(nodes) if len(nodes) < MAX_VALUES else None
@@ -278,7 +275,7 @@ class SessionReader(Reader):
         self._session = COOKIE if affinity.by == "cookie" else SESSION
         #: Where ids are, by their rank: the order in which they count.
         self._queries: list[tuple[int, Query]] = []
-        self._in_fields: dict[bytes, list[tuple[int, Callable[[bytes], Iterable[bytes]]]]] = {}
+        self._in_fields: dict[bytes, list[tuple[int, Callable[[bytes], list[bytes]]]]] = {}
         for rank, where in enumerate(affinity.session_keys):
             kind, name = where.split(":", 1)
             if kind == "query":
@@ -298,15 +295,14 @@ class SessionReader(Reader):
         """Return the number of the worker that owns the session, or None for a new one."""
         if not head.position:
             head.find_line(data, size)
-            if self._queries:
-                target = head.target(data)
-                for rank, query in self._queries:
-                    self._try(rank, query.values(target), head)
+            if self._queries and (query := head.query(data)):
+                for rank, parameter in self._queries:
+                    self._try(rank, parameter.values(query), head)
         elif not head.has_news(data, size):
             raise Incomplete
         if self._fields and head.rank > self._best_field and head.spent < MAX_VALUES:
             for name, value in self._fields.values(data, size, head):
-                for rank, values in self._in_fields[name]:
+                for rank, values in self._in_fields[name.lower()]:
                     self._try(rank, values(value), head)
                 if head.rank <= self._best_field or head.spent >= MAX_VALUES:
                     break
@@ -315,14 +311,16 @@ class SessionReader(Reader):
             return str(head.owner)
         return None
 
-    def _try(self, rank: int, values: Iterable[bytes], head: Head) -> None:
+    def _try(self, rank: int, values: list[bytes], head: Head) -> None:
         """Note the first owner of an id among some values, unless one of a better rank has been found."""
         if rank >= head.rank:
             return
-        for value in itertools.islice(values, MAX_VALUES - head.spent):
-            head.spent += 1
+        for value in values:
             if (owner := self._owner(value)) is not None:
                 head.rank, head.owner = rank, owner
+                return
+            head.spent += 1
+            if head.spent >= MAX_VALUES:
                 return
 
 

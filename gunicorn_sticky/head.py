@@ -52,7 +52,7 @@ class Head:
     source: tuple[Any, ...] | None = None
     #: How many bytes have been looked at.
     seen = 0
-    #: Where the request line begins.
+    #: Where the request line begins, if an empty line stands before it.
     line = 0
     #: Where the next search for fields begins, at a CRLF; 0 until the request line has ended.
     position = 0
@@ -79,21 +79,22 @@ class Head:
             Incomplete: it is not there yet
             BareLineFeed: the line has a line feed in it
         """
-        start = self.start
-        if data.startswith(b"\r\n", start, size):
-            start += 2
-        end = data.find(b"\n", max(start, self.seen), size)
-        self.line = start
+        start = self.line or self.start
+        end = data.find(b"\n", self.seen or start, size)
+        if end == self.start + 1 and data[end - 1] == _CR:  # the empty line
+            start = self.line = end + 1
+            end = data.find(b"\n", start, size)
         if end < 0:
             raise Incomplete
         if end == start or data[end - 1] != _CR:
             raise BareLineFeed
         self.position = end - 1
 
-    def target(self, data: bytes | bytearray) -> bytes:
-        """Return the target of the request line, which has been found."""
-        line = bytes(data[self.line : self.position])
-        return line.partition(b" ")[2].partition(b" ")[0].translate(None, _IGNORED)
+    def query(self, data: bytes | bytearray) -> bytes:
+        """Return the query string of the request line, which has been found, or nothing."""
+        target = bytes(data[self.line or self.start : self.position]).partition(b" ")[2].partition(b" ")[0]
+        query = target.partition(b"#")[0].partition(b"?")[2]
+        return query and query.translate(None, _IGNORED)
 
     def has_news(self, data: bytes | bytearray, size: int) -> bool:
         """Tell whether another line has ended since the last look. Without that nothing new can be found."""
@@ -125,7 +126,7 @@ class Fields:
         self._next = re.compile(rb"\r\n(?:\r\n|(%s)[ \t]*:)" % alternatives, re.IGNORECASE)
 
     def values(self, data: bytes | bytearray, size: int, head: Head) -> Iterator[tuple[bytes, bytes]]:
-        """Yield names, in lower case, and values of the fields in order, as they stand in the first `size` bytes.
+        """Yield names and values of the fields in order, as they stand in the first `size` bytes.
 
         Args:
             head: whose request line has ended; the next call goes on where this one had to stop
@@ -133,17 +134,17 @@ class Fields:
         Raises:
             Incomplete: after the last value, if the end of the head is not among those bytes
         """
-        position, name, value = head.position, head.name, head.value
+        position, value, name = head.position, head.value, head.name
         while True:
             if not value:
                 match = self._next.search(data, position, size)
                 if match is None:
                     position = data.rfind(b"\r\n", position, size)
                     break
-                if match.group(1) is None:
+                name = match.group(1)
+                if name is None:
                     return
-                name, value = match.group(1).lower(), match.end()
-                position = value
+                position = value = match.end()
             # The character behind a line's end tells whether the next line continues the value.
             end = _END.search(data, position, size)
             if end is None:
@@ -152,7 +153,7 @@ class Fields:
             position = end.start()
             yield name, bytes(data[value:position])
             value = 0
-        head.position, head.name, head.value = position, name, value
+        head.position, head.value, head.name = position, value, name
         raise Incomplete
 
 
@@ -164,17 +165,19 @@ class Query:
     """
 
     def __init__(self, name: str) -> None:
-        # A name may be percent-encoded as well.
+        self._plain = re.compile(rb"&%s=([^&]*)" % re.escape(name.replace("+", "%2B").encode()))
         letters = (
             b"(?:%s%%(?i:%02x))" % (b"" if letter == b"+" else re.escape(letter) + b"|", ord(letter))
             for letter in (bytes([code]) for code in name.encode())
         )
-        self._next = re.compile(rb"(?:^|&)%s=([^&]*)" % b"".join(letters))
+        self._encoded = re.compile(rb"&%s=([^&]*)" % b"".join(letters))
 
-    def values(self, target: bytes) -> Iterator[bytes]:
-        """Yield the parameter's values, decoded, in the order of a request's target."""
-        for match in self._next.finditer(target.partition(b"#")[0].partition(b"?")[2]):
-            yield unquote_to_bytes(match.group(1).replace(b"+", b" "))
+    def values(self, query: bytes) -> list[bytes]:
+        """Return the parameter's first values, at most `MAX_VALUES`, decoded, in a query string."""
+        if b"%" not in query and b"+" not in query:
+            return self._plain.findall(b"&" + query)[:MAX_VALUES]
+        found = self._encoded.findall(b"&" + query)[:MAX_VALUES]
+        return [unquote_to_bytes(value.replace(b"+", b" ")) for value in found]
 
 
 class Cookie:
@@ -187,7 +190,6 @@ class Cookie:
     def __init__(self, name: str) -> None:
         self._next = re.compile(rb"(?:^|[;\s])%s=\"?([^;\s\"]*)" % re.escape(name.encode()))
 
-    def values(self, field: bytes) -> Iterator[bytes]:
-        """Yield the cookie's values in a header field `Cookie`."""
-        for match in self._next.finditer(field):
-            yield match.group(1)
+    def values(self, field: bytes) -> list[bytes]:
+        """Return the cookie's first values, at most `MAX_VALUES`, in a header field `Cookie`."""
+        return self._next.findall(field)[:MAX_VALUES]
