@@ -13,6 +13,7 @@ LOADS ?= 3
 BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready
+OLDEST_GUNICORN := .venv/oldest-gunicorn
 BENCH_READY := .venv/bench-ready
 # Seconds for each target.
 FUZZ_SECONDS ?= 4
@@ -70,13 +71,18 @@ fuzz: $(FUZZ_READY)
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest -q tests/test_fuzz.py
 	@$(MAKE) --no-print-directory fuzz-quick FUZZ_SECONDS=600
 
-# By coverage, with seeds that are new each time; what Hypothesis does in short is in the tests.
+# By coverage, with seeds that are new each time; what Hypothesis does in short is in the tests. What is compared with
+# Gunicorn's parser is so with that of the oldest version as well.
 fuzz-quick: $(FUZZ_READY)
-	@set -e; targets=$$($(BIN)/python tests/fuzz/fuzz.py --list 2>/dev/null); for target in $$targets; do \
-		echo "$$target for $(FUZZ_SECONDS) s"; \
-		output=$$($(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_SECONDS) 2>&1) || \
+	@set -e; \
+	fuzz() { \
+		echo "$$1 for $(FUZZ_SECONDS) s, $$2"; \
+		output=$$($(BIN)/python tests/fuzz/fuzz.py $$1 -max_total_time=$(FUZZ_SECONDS) 2>&1) || \
 			{ echo "$$output" | tail -n 50; exit 1; }; \
-	done
+	}; \
+	for target in $$($(BIN)/python tests/fuzz/fuzz.py --list 2>/dev/null); do fuzz $$target "newest Gunicorn"; done; \
+	export PYTHONPATH=$(OLDEST_GUNICORN); \
+	for target in head proxy; do fuzz $$target $(OLDEST); done
 
 # Each kind of fault 50 times, and 1 000 clients or more of each kind that means no good.
 faults: programs $(READY)
@@ -113,6 +119,7 @@ $(READY): pyproject.toml | programs
 # A wheel that not every Python has.
 $(FUZZ_READY): $(READY)
 	@$(BIN)/pip install --quiet -e '.[fuzz]'
+	@$(BIN)/pip install --quiet --no-deps --target $(OLDEST_GUNICORN) $(OLDEST)
 	@touch $@
 
 $(BENCH_READY): $(READY)

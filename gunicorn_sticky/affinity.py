@@ -138,7 +138,7 @@ class Reader:
         if source == HEADER:
             return f"header {self.affinity.header}"
         text = "PROXY header" if source == PROXY else keys.SOURCES[source]
-        if self._fields is None:
+        if self.affinity.header is None:
             return text
         why = "missing" if self._trusts(address) else "not trusted"
         return f"{text}, as the header {self.affinity.header} is {why}"
