@@ -214,7 +214,7 @@ class Reader:
                 if found is not None:
                     self.source = HEADER
                     return str(found)
-                head.spent += count
+                head.spent += count or 1
                 if head.spent >= MAX_VALUES:
                     break
         elif (found := self._by_right(self._fields, data, size, head)) is not None:
@@ -222,7 +222,9 @@ class Reader:
             return found
         if not self.affinity.ignore_missing:
             if head.spent >= MAX_VALUES:
-                raise Missing(f"the header {self.affinity.header} names nobody, or more than {MAX_VALUES} proxies")
+                raise Missing(
+                    f"the header {self.affinity.header} names nobody, or too many: at most {MAX_VALUES} count"
+                )
             raise Missing(f"the request lacks the header {self.affinity.header}")
         return None
 
@@ -233,7 +235,11 @@ class Reader:
         """
         if head.values is None:
             head.values = []
-        head.values.extend(value for _, value in fields.values(data, size, head))
+        for _, value in fields.values(data, size, head):
+            head.values.append(value)
+            if len(head.values) >= MAX_VALUES:
+                head.spent = MAX_VALUES
+                return None
         nodes = list(itertools.islice(self._nodes(head.values), MAX_VALUES))
         head.spent = len(nodes)
         return self._right_most(nodes) if len(nodes) < MAX_VALUES else None

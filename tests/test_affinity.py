@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from gunicorn_sticky import key as keys
 from gunicorn_sticky.affinity import Affinity, Missing, Reader, SessionReader, reader
-from gunicorn_sticky.head import Incomplete
+from gunicorn_sticky.head import Head, Incomplete
 from gunicorn_sticky.proxy import Malformed
 from gunicorn_sticky.session import Ids
 
@@ -188,6 +189,69 @@ def test_others_need_no_header():
 
 def test_nobody_is_trusted():
     assert key(by_header(trusted=()), head(b"X-Forwarded-For: 6.6.6.6")) == "127.0.0.1"
+
+
+# --- heads that are made to cost time ---
+
+MANY = 3000
+
+
+@pytest.mark.parametrize(
+    ("of", "lines"),
+    [
+        (by_header(), [b"X-Forwarded-For: " + b'"",' * 99] * 140),
+        (by_header(), [b"X-Forwarded-For:"] * MANY),
+        (by_header(), [b"X-Forwarded-For: " + b" ," * MANY]),
+        (by_header("forwarded"), [b"Forwarded: " + b"a=b;" * MANY]),
+        (by_header("forwarded"), [b'Forwarded: for=_a, for=""'] * MANY),
+        (by_header(trusted=TRUSTED), [b"X-Forwarded-For: " + b"10.0.0.1," * MANY]),
+        (by_header(trusted=TRUSTED), [b"X-Forwarded-For: 6.6.6.6"] * MANY),
+        (by_header("forwarded", trusted=TRUSTED), [b"Forwarded: " + b"for=6.6.6.6;by=10.0.0.1," * MANY]),
+    ],
+    ids=range(8),
+)
+def test_of_too_many_clients_none_counts(monkeypatch: pytest.MonkeyPatch, of: Reader, lines: list[bytes]):
+    """Neither those that come last, nor are all of them looked at: as many as the head's limit, in all its lines."""
+    looks, node_key = 0, keys.node_key
+
+    def counted(*args: Any) -> str | None:
+        nonlocal looks
+        looks += 1
+        return node_key(*args)
+
+    monkeypatch.setattr(keys, "node_key", counted)
+    data = head(*lines, lines[0].partition(b":")[0] + b": for=1.2.3.4")
+    progress, missing = Head(), None
+    for size in (*range(0, len(data), 100), len(data)):
+        try:
+            of.first(data, size, PEER, progress)
+        except Incomplete:
+            continue
+        except Missing as error:
+            missing = error
+            break
+    assert "at most 100 count" in str(missing)
+    assert looks <= 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        head(target=b"/?" + b"sid=" + FOREIGN + b"&sid=" * MANY),
+        head(target=b"/?" + b"%73id=%41&" * MANY),
+        head(*[b"X-Sid: " + FOREIGN] * MANY),
+        head(b"Cookie: " + b"sid=a;" * MANY),
+        head(*[b"Cookie: sid=a; sid=b"] * MANY, target=b"/?sid=a&sid=b"),
+    ],
+    ids=range(5),
+)
+def test_of_too_many_ids_only_the_first_ones_count(monkeypatch: pytest.MonkeyPatch, data: bytes):
+    of = by_session("query:sid", "header:x-sid", "cookie:sid")
+    assert isinstance(of, SessionReader)
+    read = []
+    monkeypatch.setattr(of, "_owner", lambda value: read.append(value))
+    assert of.first(data, len(data), PEER) == "127.0.0.1"
+    assert len(read) <= 100
 
 
 # --- behind a PROXY header ---
