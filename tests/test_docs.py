@@ -332,6 +332,21 @@ def plain(text: str) -> str:
     return re.sub(r"\d+", "0", re.sub(r"(Invalid session) \S+", r"\1 ID", text))
 
 
+EMBEDDER = """
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
+
+class Own(Arbiter):
+    pass
+
+class Embedder(WSGIApplication):
+    def run(self):
+        Own(self).run()
+
+Embedder().run()
+"""
+
+
 def test_what_the_pages_say_is_what_is_said() -> None:
     """Each line of log or answer that a page shows comes from the program."""
     said = ""
@@ -364,6 +379,9 @@ def test_what_the_pages_say_is_what_is_said() -> None:
         server.wait_for_log("origin")
         said += server.wait_for_log("Invalid session").string
     with Server(*STICKY, "whoami:app", env={"GUNICORN_STICKY_HOOK": "0"}) as server:
+        server.process.wait(PATIENCE)
+        said += server.log
+    with Server(*STICKY, "whoami:app", command=[sys.executable, "-c", EMBEDDER]) as server:
         server.process.wait(PATIENCE)
         said += server.log
     for page in PAGES:
