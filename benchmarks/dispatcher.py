@@ -126,6 +126,7 @@ class Rig:
                 tls=False,
                 channels=Channels(self._channels, [], [], self._returns),
                 board=board,
+                other=board.other(),
                 removed=[],
                 header_timeout=FOREVER,
                 slot_timeout=FOREVER,

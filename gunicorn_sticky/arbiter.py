@@ -23,7 +23,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
 
 from . import figures, logs, settings
-from .board import RUNNING, SEATS, STOPPED, STOPPING, Board
+from .board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
 from .children import Body, Children
 from .figures import Figures
 from .request import refuser
@@ -50,6 +50,8 @@ NOBODY = -1
 POLL = 0.1
 #: Seconds between two looks for workers that hang: who is told to abort has this long, as in Gunicorn's main loop.
 TURN = 1.0
+#: Seconds that a new master has to show up on the board. One of another version never does.
+SHOW_UP = 10.0
 
 
 class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
@@ -118,12 +120,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._secret = legacy.secret if legacy else os.urandom(SECRET_SIZE)
         #: By slot. They are kept when the slot goes: what is in them is routed anew.
         self._channels: list[Any] = []
-        #: By session, by seat, see board.py; also those of the master that started this one.
-        self._seat_channels: list[Any] = []
+        #: By session, by seat, see board.py; also those of the other master, while there is one.
+        self._seat_channels: list[Any] = legacy.new_seat_channels if legacy else []
         self._other_seat_channels: list[Any] = legacy.seat_channels if legacy else []
         #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
         self._returns = legacy.returns if legacy else Channel()
         self._board = legacy.board if legacy else Board()
+        self._other_board = self._board.other()
+        #: Until when a new master has to show up.
+        self._show_up = 0.0
         self._cluster = legacy.cluster if legacy else Cluster()
         self._cluster_socket = legacy.cluster_socket if legacy else None
         self._status_socket = legacy.status_socket if legacy else None
@@ -400,10 +405,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _manage_dispatcher(self) -> None:
         """Have one dispatcher, made for what is true now."""
-        wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers)
+        wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers, tuple(self._other_seat_channels))
         self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
 
-    def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int]) -> Body:
+    def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int, tuple[Any, ...]]) -> Body:
         from . import dispatcher
         from .route import Channels
 
@@ -421,8 +426,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),
-            channels=Channels(self._channels[:count], self._seat_channels, self._other_seat_channels, self._returns),
+            channels=Channels(self._channels[:count], self._seat_channels, made_for[3], self._returns),
             board=self._board,
+            other=self._other_board,
             removed=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or math.inf,
@@ -555,8 +561,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def stop(self, graceful: bool = True) -> None:
         """Stop the dispatcher and the workers, which serve what it still passes on."""
         self._board.phase = STOPPING if graceful else STOPPED
-        if self.master_pid:
-            self._board.other().take_charge()
+        if self.master_pid and self._other_board.goes_on:
+            self._other_board.take_charge()
         # Only the master in charge shows its end.
         self._status_servers.retire(0 if self._board.in_charge else signal.SIGTERM)
         self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
@@ -575,14 +581,28 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 "USR2 signal ignored: the listeners are systemd's, which can restart this without closing them"
             )
             return
+        if self._has_other():
+            super().reexec()  # refuses
+            return
+        from .channel import Channel
         from .upgrade import VARIABLE, Legacy
 
+        try:
+            # Made here, so that each master knows the way to the other one's workers.
+            self._other_seat_channels = [Channel() for _ in self._seat_channels]
+        except OSError as error:
+            self.log.error("USR2 signal ignored: %s (setting: ulimit -n)", error.strerror)
+            return
+        self._other_board = self._board.other()
+        self._other_board.phase = STARTING
+        self._show_up = time.monotonic() + SHOW_UP
         legacy = Legacy(
             secret=self._secret,
             board=self._board,
             owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
             returns=self._returns,
             seat_channels=self._seat_channels,
+            new_seat_channels=self._other_seat_channels,
             cluster=self._cluster,
             cluster_socket=self._cluster_socket,
             status_socket=self._status_socket,
@@ -591,22 +611,41 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.cfg.env_orig[VARIABLE] = text
             super().reexec()
 
+    def _has_other(self) -> bool:
+        """Tell whether there is another master: the one that started this one, or one that this one has started."""
+        return bool(self.master_pid or self.reexec_pid)
+
     def _manage_charge(self) -> None:
         """Let one of two masters accept: the new one, once all its slots have workers, or the one that is left."""
-        board = self._board
-        if board.in_charge or board.phase != RUNNING:
+        board, other = self._board, self._other_board
+        if not self._has_other():
+            self._forget_other()
+        elif other.phase == STARTING and time.monotonic() > self._show_up:
+            other.phase = STOPPED
+        if board.in_charge:
             return
-        alone = self.master_pid == 0 and self.reexec_pid == 0
-        if alone or (self.master_pid and all(board.is_open(slot) for slot in range(self.num_workers))):
-            board.take_charge()
+        if self._has_other():
+            is_ready = self.master_pid and all(board.is_open(slot) for slot in range(self.num_workers))
+            if board.phase != RUNNING or (other.goes_on and not is_ready):
+                return
+        board.take_charge()
+        if board.phase == RUNNING:
             self.log.info("%s accepts connections now", self.master_name)
+
+    def _forget_other(self) -> None:
+        """Clear what another master has left, and close what leads to its workers once nothing is in there."""
+        if self._other_board.is_current:
+            self._other_board.clear()
+        if not any(channel.queued() for channel in self._other_seat_channels):
+            for channel in self._other_seat_channels:
+                channel.close()
+            self._other_seat_channels = []
 
     def maybe_promote_master(self) -> None:
         """Be the only master, when the old one has gone."""
         before = self.master_pid
         super().maybe_promote_master()
         if before and not self.master_pid:
-            self._board.other().vacate()
             self._manage_charge()
             self._start_control_server()
 

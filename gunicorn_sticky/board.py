@@ -18,8 +18,8 @@ NAME = f"gunicorn-sticky-board-{__version__}"
 SEATS = 3
 MAX_SLOTS = 1024
 
-#: What a half is at: `phase`.
-RUNNING, STOPPING, STOPPED = range(3)
+#: What a half is at: `phase`. STOPPED is also that of a half without a master.
+STOPPED, STARTING, RUNNING, STOPPING = range(4)
 #: What a worker is at, in its seat.
 _BOOTING, _READY, _LEFT = range(3)
 
@@ -34,7 +34,7 @@ _ENOUGH = 1 << 62
 
 # The first cell of all says which half is in charge. A half has a few cells of its own, a cell for each slot, with the
 # seat, plus one, of the worker that takes its connections, and a row for each seat.
-_SLOTS, _COUNT, _PHASE, _CHANGES, _MOST, _TAKERS = range(6)
+_SLOTS, _COUNT, _PHASE, _MOST, _CHANGES, _GENERATION, _TAKERS = range(7)
 _ROWS = _TAKERS + MAX_SLOTS
 _OWNER, _AGE, _STATE, _ACTIVE, _GIVEN, _ROW = range(6)
 _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
@@ -43,13 +43,15 @@ _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
 class Board:
     """One half of the table, for one master and its children. Create it before forking.
 
+    A half is used again by another master when its own has ended. `is_current` tells an object that was made before.
+
     Args:
         fd: the memory of a table that is there already; else a new one is made
         half: 0 or 1
     """
 
     def __init__(self, fd: int | None = None, half: int = 0) -> None:
-        size = (1 + 2 * _HALF) * 8
+        size, is_new = (1 + 2 * _HALF) * 8, fd is None
         if fd is None:
             fd = os.memfd_create(NAME)
             os.ftruncate(fd, size)
@@ -58,6 +60,9 @@ class Board:
         self.half = half
         self._all = memoryview(mmap.mmap(fd, size)).cast("Q")
         self._cells = self._half(half)
+        self._generation = self._cells[_GENERATION]
+        if is_new:
+            self.phase = RUNNING
         #: By worker, where it was when last looked for.
         self._last_seats: dict[int, int] = {}
 
@@ -74,10 +79,17 @@ class Board:
         self._cells = self._half(self.half)
 
     def clear(self) -> None:
-        """Forget all that is on this half."""
+        """Forget all that is on this half: its master has ended."""
         changes = self.changes
-        self._cells[:] = memoryview(bytes(_HALF * 8)).cast("Q")
+        self._cells[_GENERATION] += 1  # first, so that what is left of that master writes no more
+        for cells in (self._cells[:_CHANGES], self._cells[_TAKERS : _ROWS + self.slots * SEATS * _ROW]):
+            cells[:] = memoryview(bytes(cells.nbytes)).cast("Q")
         self._cells[_CHANGES] = changes + 1
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the half still belongs to the master that it belonged to when this object was made."""
+        return self._cells[_GENERATION] == self._generation
 
     # --- the masters (written by both) ---
 
@@ -112,12 +124,21 @@ class Board:
 
     @property
     def phase(self) -> int:
-        """RUNNING; STOPPING, while connections may still be on their way to workers; or STOPPED, when none is."""
+        """How far the master is.
+
+        STARTING, while it has been executed by the other one and has not shown up yet; RUNNING; STOPPING, while
+        connections may still be on their way to workers; or STOPPED, when none is.
+        """
         return self._cells[_PHASE]
 
     @phase.setter
     def phase(self, phase: int) -> None:
         self._cells[_PHASE] = phase
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the master is there, or about to be, and has not been told to end."""
+        return self.phase in (STARTING, RUNNING)
 
     # --- seats (taken and left by the arbiter) ---
 
@@ -136,11 +157,6 @@ class Board:
         self._cells[row + _OWNER] = 0
         self._cells[row + _STATE] = _LEFT
         self._cells[_CHANGES] += 1
-
-    def vacate(self) -> None:
-        """Take all seats, when their master is gone."""
-        for seat in range(self.slots * SEATS):
-            self.leave(seat)
 
     @property
     def changes(self) -> int:
@@ -165,6 +181,8 @@ class Board:
 
     def claim(self, slot: int, seat: int) -> None:
         """Take the connections of a slot from now on, and let its other workers take no more, unless one is newer."""
+        if not self.is_current:
+            return  # the master has died
         row, taker = _ROWS + seat * _ROW, self._cells[_TAKERS + slot]
         rival = _ROWS + (taker - 1) * _ROW
         if taker and self._cells[rival + _OWNER] and self._cells[rival + _AGE] > self._cells[row + _AGE]:
@@ -175,7 +193,8 @@ class Board:
 
     def close(self, seat: int) -> None:
         """Say that new sessions are not welcome any more."""
-        self._cells[_ROWS + seat * _ROW + _STATE] = _LEFT
+        if self.is_current:
+            self._cells[_ROWS + seat * _ROW + _STATE] = _LEFT
 
     def is_booting(self, seat: int) -> bool:
         """Tell whether a worker has not claimed its slot yet."""

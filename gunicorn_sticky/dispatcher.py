@@ -28,7 +28,7 @@ import time
 # The C sockets: an application may be preloaded, and have replaced those of `socket` by gevent's, which need its loop.
 from _socket import AF_UNIX, IPPROTO_TCP, SOCK_STREAM, TCP_DEFER_ACCEPT, socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -81,8 +81,9 @@ class Plan:
     tls: bool
     #: All that leads to workers.
     channels: Channels
-    #: Who has which seat.
+    #: Who has which seat, here and at the other master.
     board: Board
+    other: Board
     #: Channels of slots that are no more: what is in them is routed anew.
     removed: Sequence[Channel]
     #: Seconds for a connection to show its header.
@@ -100,16 +101,6 @@ class Plan:
 class _Listener:
     socket: socket
     name: Any
-
-
-@dataclass
-class _Half:
-    """The seats of one of two masters, and who had them when last seen."""
-
-    board: Board
-    channels: Sequence[Channel]
-    owners: list[int] = field(default_factory=list)
-    changes: int = -1
 
 
 class Dispatcher:
@@ -132,10 +123,11 @@ class Dispatcher:
         self._reader = reader(plan.affinity, plan.secret, plan.refuses)
         self._route: HashRoute | SessionRoute
         if plan.affinity.by_session:
-            self._route = SessionRoute(plan.channels, plan.secret, plan.affinity, plan.board)
+            self._route = SessionRoute(plan.channels, plan.secret, plan.affinity, plan.board, plan.other)
         else:
             self._route = HashRoute(plan.channels, plan.secret)
-        self._halves = [_Half(plan.board, plan.channels.seats), _Half(plan.board.other(), plan.channels.others)]
+        #: How often seats had been taken or left, when last seen.
+        self._changes = -1, -1
         self._vacancies = Vacancies(plan.board)
 
         self._events = Events()
@@ -169,7 +161,7 @@ class Dispatcher:
             self._events.watch(channel.fileno(), READABLE, functools.partial(self._move, channel))
 
         ticked = time.monotonic() - TICK
-        while not (self._draining and self._idle()):
+        while not self._is_done():
             if self._told_to_drain and not self._draining:
                 self._stop()
                 continue
@@ -181,16 +173,18 @@ class Dispatcher:
             now = time.monotonic()
             if isinstance(self._route, SessionRoute):
                 self._route.look_again()
-                self._clear_seats()
             if now - ticked >= TICK:
                 self.heartbeat()
                 self._measure()
                 self._empty_vacant(now - ticked)
+                self._changes = -1, -1
                 ticked = now
                 if self._is_orphan():
                     self.log.info("Parent changed, shutting down the dispatcher")
                     return
             self._expire(now)
+            if isinstance(self._route, SessionRoute):
+                self._clear_seats(self._route)  # last, so that nothing that was sent here is left behind at the end
 
     def _measure(self) -> None:
         figures = self._figures
@@ -213,13 +207,8 @@ class Dispatcher:
         self._resume_at = None
         for channel in self.plan.removed:
             self._events.unwatch(channel.fileno())
-        if self.plan.board.phase == RUNNING:
-            return
-        # Nobody comes after this one: what workers have handed back is routed here, and who is slow has to hurry.
-        returns = self.plan.channels.returns
-        for _ in range(0, returns.queued() + 1, ACCEPT_BATCH):
-            self._reroute(returns, HANDED_BACK)
-        self._peeking.hurry(time.monotonic() + HURRY)
+        if self.plan.board.phase != RUNNING:
+            self._peeking.hurry(time.monotonic() + HURRY)
 
     def wake_by(self, fd: int) -> None:
         """Let the loop look around when the non-blocking `fd` becomes readable (see `signal.set_wakeup_fd`)."""
@@ -227,6 +216,18 @@ class Dispatcher:
 
     def _swallow(self, fd: int) -> None:
         os.read(fd, 512)
+
+    def _is_done(self) -> bool:
+        """Tell whether nothing is left to do here, and what workers hand back is routed by somebody else."""
+        if not self._draining or not self._idle():
+            return False
+        board = self.plan.board
+        if board.phase == RUNNING or not board.in_charge:
+            return True
+        if self.plan.other.goes_on:
+            return False  # until it takes charge
+        # Nobody comes after this one.
+        return not self._reroute(self.plan.channels.returns, HANDED_BACK) and self._idle()
 
     def _idle(self) -> bool:
         return not (self._peeking or self._lingering or self._lanes)
@@ -236,7 +237,7 @@ class Dispatcher:
         wait = TICK
         if self._lanes:
             wait = RETRY
-        elif not self.plan.board.in_charge:
+        elif self._draining or not self.plan.board.in_charge:
             wait = ALERT
         for due in (self._resume_at, self._peeking.deadline(), self._lingering.deadline()):
             if due is not None:
@@ -255,8 +256,11 @@ class Dispatcher:
 
     def _may_accept(self) -> bool:
         """Tell whether connections may be accepted now. What is not stays in the kernel's backlog."""
-        if self._draining or self._resume_at is not None or not self.plan.board.in_charge:
+        board = self.plan.board
+        if self._resume_at is not None or not board.in_charge:
             return False
+        if self._draining:  # without listeners
+            return board.phase != RUNNING and self.plan.other.goes_on
         return not self._lanes.block(self.plan.channels.slots)
 
     def _turn(self, on: bool) -> None:
@@ -363,20 +367,21 @@ class Dispatcher:
             self._dispatch_again(*received, counter)
         return True
 
-    def _clear_seats(self) -> None:
-        """Dispatch anew what was for a worker that is gone. So are its sessions, which the application will say."""
-        for half in self._halves:
-            changes = half.board.changes
-            if changes == half.changes:
-                continue
-            owners = half.board.owners()
-            for channel, before, now in zip(half.channels, half.owners, owners, strict=False):
-                if before and before != now:
-                    if self._reroute(channel, MOVED):
-                        return  # and again, until it is empty
-                    for fd, parcel in self._lanes.clear(channel):
-                        self._dispatch_again(fd, parcel, MOVED)
-            half.owners, half.changes = owners, changes
+    def _clear_seats(self, route: SessionRoute) -> None:
+        """Dispatch anew what was for a worker that is gone. So are its sessions, which the application will say.
+
+        This looks at what is, not at what has changed: who has died, and which dispatcher had seen it, does not matter.
+        """
+        changes = self.plan.board.changes, self.plan.other.changes
+        if changes == self._changes:
+            return
+        self._changes = changes
+        for half in route.halves:
+            for channel in half.deserted():
+                for _ in range(0, channel.queued(), ACCEPT_BATCH):
+                    self._reroute(channel, MOVED)
+                for fd, parcel in self._lanes.clear(channel):
+                    self._dispatch_again(fd, parcel, MOVED)
 
 
 def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:

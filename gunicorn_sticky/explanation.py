@@ -29,7 +29,7 @@ def destination(affinity: Affinity, channels: Channels, channel: Channel, key: s
         return f"the session's worker in seat {seat} (slot {seat // SEATS})"
     if channel in channels.others:
         return "the session's worker, which is another master's"
-    return "the other master, which knows the session's worker"
+    return "the other master, which accepts connections now"
 
 
 class ExplainingDispatcher(Dispatcher):

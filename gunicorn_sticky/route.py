@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .affinity import Affinity
@@ -25,10 +25,32 @@ class Channels:
     slots: Sequence[Channel]
     #: By session, one a seat, `board.SEATS` to a slot, also of slots that are no more.
     seats: Sequence[Channel]
-    #: The seats of the other master, as far as they are known.
+    #: The same of the other master, as far as they are known.
     others: Sequence[Channel]
     #: Leads to the dispatcher in charge.
     returns: Channel
+
+
+@dataclass(frozen=True)
+class Half:
+    """The seats of one of two masters, and what leads there."""
+
+    board: Board
+    channels: Sequence[Channel]
+
+    def channel(self, owner: int) -> Channel | None:
+        """Return what leads to a worker, or None if the worker is gone, or what leads to it is not known here."""
+        seat = self.board.seat_of(owner)
+        if seat is None or seat >= len(self.channels) or not self.board.is_current:
+            return None
+        return self.channels[seat]
+
+    def deserted(self) -> Iterator[Channel]:
+        """Yield what leads to nobody: the channels of seats that no worker has, or whose worker has no sessions yet."""
+        owners = self.board.owners() if self.board.is_current else []
+        for seat, channel in enumerate(self.channels):
+            if seat >= len(owners) or not owners[seat] or self.board.is_booting(seat):
+                yield channel
 
 
 class HashRoute:
@@ -45,13 +67,18 @@ class HashRoute:
 
 
 class SessionRoute:
-    """The owner of the session, or for a new one the slot that the balance chooses."""
+    """The owner of the session, or for a new one the slot that the balance chooses.
 
-    def __init__(self, channels: Channels, secret: bytes, affinity: Affinity, board: Board) -> None:
+    Args:
+        board: the own half
+        other: that of the other master
+    """
+
+    def __init__(self, channels: Channels, secret: bytes, affinity: Affinity, board: Board, other: Board) -> None:
         self._channels = channels
         self._slots = Slots(secret, len(channels.slots))
         self._board = board
-        self._other = board.other()
+        self.halves = Half(board, channels.seats), Half(other, channels.others)
         self._choose = {
             "least-connections": self._least,
             "round-robin": self._next,
@@ -64,15 +91,12 @@ class SessionRoute:
     def channel(self, key: str) -> Channel:
         """Return where a connection with this key goes: the owner's number, or a new client's address."""
         if key.isdecimal():
-            owner, channels = int(key), self._channels
-            for board, seats in ((self._board, channels.seats), (self._other, channels.others)):
-                seat = board.seat_of(owner)
-                if seat is None:
-                    continue
-                if seat < len(seats):
-                    return seats[seat]
-                if not self._board.in_charge:
-                    return channels.returns  # only the other master knows the way
+            for half in self.halves:
+                channel = half.channel(int(key))
+                if channel is not None:
+                    return channel
+        if not self._board.in_charge and self.halves[1].board.goes_on:
+            return self._channels.returns  # new sessions are the other master's, and it may know the way to others
         return self._channels.slots[self._choose(key)]
 
     def look_again(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .board import Board
+from .board import RUNNING, Board
 from .channel import Channel
 from .cluster import Cluster
 from .cluster_socket import ClusterSocket
@@ -32,8 +32,9 @@ class Legacy:
     #: Where the new master's workers are numbered from.
     owner: int
     returns: Channel
-    #: By session, what leads to the old master's workers.
+    #: By session, what leads to the old master's workers, and to the new one's.
     seat_channels: list[Channel]
+    new_seat_channels: list[Channel]
     cluster: Cluster
     cluster_socket: ClusterSocket | None
     status_socket: StatusSocket | None
@@ -41,8 +42,9 @@ class Legacy:
     @contextlib.contextmanager
     def inheritable(self) -> Iterator[str]:
         """Let a program that is executed now inherit the descriptors, and return the variable's value for it."""
-        ends = [channel.filenos() for channel in (self.returns, *self.seat_channels)]
-        fds = [self.board.fd, *self.cluster.fds(), *(fd for pair in ends for fd in pair)]
+        ends = [[c.filenos() for c in channels] for channels in (self.seat_channels, self.new_seat_channels)]
+        returns = self.returns.filenos()
+        fds = [self.board.fd, *self.cluster.fds(), *returns, *(fd for pairs in ends for pair in pairs for fd in pair)]
         entrance = None
         if self.cluster_socket:
             entrance = self.cluster_socket.path, self.cluster_socket.fileno()
@@ -51,13 +53,12 @@ class Legacy:
         if self.status_socket:
             status = self.status_socket.address, self.status_socket.fileno()
             fds.append(status[1])
+        board = self.board.fd, self.board.half
         for fd in fds:
             os.set_inheritable(fd, True)
-        board = self.board.fd, self.board.half
+        legacy = [fds, self.secret.hex(), board, self.owner, returns, ends, self.cluster.fds(), entrance, status]
         try:
-            yield json.dumps(
-                [__version__, fds, self.secret.hex(), board, self.owner, ends, self.cluster.fds(), entrance, status]
-            )
+            yield json.dumps([__version__, *legacy])
         finally:
             for fd in fds:
                 os.set_inheritable(fd, False)
@@ -72,18 +73,19 @@ class Legacy:
             for fd in fds:
                 os.close(fd)
             return None
-        secret, (board_fd, half), owner, ends, (rings, doorbell), entrance, status = legacy
+        secret, (board_fd, half), owner, returns, ends, (rings, doorbell), entrance, status = legacy
         for fd in fds:
             os.set_inheritable(fd, False)
-        returns, *seat_channels = [Channel.inherited(*pair) for pair in ends]
+        seat_channels, new_seat_channels = [[Channel.inherited(*pair) for pair in pairs] for pairs in ends]
         board = Board(board_fd, 1 - half)
-        board.clear()
+        board.phase = RUNNING
         return cls(
             secret=bytes.fromhex(secret),
             board=board,
             owner=owner,
-            returns=returns,
+            returns=Channel.inherited(*returns),
             seat_channels=seat_channels,
+            new_seat_channels=new_seat_channels,
             cluster=Cluster((rings, doorbell)),
             cluster_socket=ClusterSocket(*entrance) if entrance else None,
             status_socket=_status_socket(*status) if status else None,

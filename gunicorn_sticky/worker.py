@@ -457,7 +457,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         takes = self._seat.is_taker() and board.in_charge
         if takes and key == served.key and served.count == board.count:
             return None
-        if board.phase != RUNNING and board.in_charge:
+        if board.phase != RUNNING and not self._other_board.goes_on:
             return None  # nobody routes any more
         if not self._affinity.by_session:
             if not takes:

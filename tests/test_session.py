@@ -108,6 +108,30 @@ def test_what_a_killed_worker_has_not_taken_is_answered_by_another():
         assert answers == [404] * 9
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_worker_that_is_gone_has_not_taken_is_answered_also_if_the_dispatcher_dies(number: int):
+    """Before that has seen the worker's end; the seat is nobody's, as the successor has another one."""
+    with Server(*APP, "-w", "1", "--graceful-timeout", "60") as server:
+        ready(server, 1)
+        session = new(server)
+        os.kill(session["pid"], signal.SIGTERM)
+        wait_for(lambda: use(server, session["id"])["pid"] == session["pid"] != new(server)["pid"], "its successor")
+        os.kill(session["pid"], signal.SIGSTOP)
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(9)]
+        for client in clients:
+            client.sendall(f"GET /use?session_id={session['id']} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+        assert new(server)["pid"] != session["pid"]  # and what came before has been dispatched
+        (dispatcher,) = server.alive("dispatcher")
+        os.kill(dispatcher, signal.SIGSTOP)
+        os.kill(session["pid"], signal.SIGKILL)
+        server.wait_for_log(rf"Worker \(pid:{session['pid']}\) was sent SIGKILL")
+        os.kill(dispatcher, number)
+        os.kill(dispatcher, signal.SIGCONT)
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 404"
+            client.close()
+
+
 def test_a_draining_worker_keeps_its_sessions_and_gets_no_new_ones():
     with Server(*APP, "-w", "2", "--graceful-timeout", "60") as server:
         ready(server, 2)

@@ -10,9 +10,10 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import BIN, STICKY, Server, addresses, wait_for
+from harness import BIN, STICKY, Server, addresses, descriptors, wait_for
 
 pytestmark = pytest.mark.features
 
@@ -45,9 +46,9 @@ def is_running(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def serving(*args: str, control_socket: bool = False) -> Iterator[Server]:
+def serving(*args: str, **kwargs: Any) -> Iterator[Server]:
     """Start a server with two workers, and wait for both."""
-    with Server(*STICKY, "-w", "2", "--pid", "pid", *args, control_socket=control_socket) as server:
+    with Server(*STICKY, "-w", "2", "--pid", "pid", *args, **kwargs) as server:
         wait_for(lambda: len(pids(server)) == 2, "both workers")
         yield server
 
@@ -141,6 +142,46 @@ def test_an_upgrade_that_fails_changes_nothing():
         new.end()
 
 
+def test_an_upgrade_to_another_version():
+    """The new master closes what it cannot use, and nobody waits for it on the board."""
+    with serving(*BY_SESSION, config=ANOTHER_VERSION) as server:
+        before = descriptors(server.pid)
+        server.send_signal(signal.SIGUSR2)
+        new = int(server.wait_for_log(r"\[(\d+)\] \[INFO\] Starting gunicorn", count=2).group(1))
+        server.wait_for_log(rf"\[{new}\] \[INFO\] Slot \d: ready", count=2)
+        for kind in ("socket:", "/memfd:"):
+            count = sum(name.startswith(kind) for name in before)
+            assert sum(name.startswith(kind) for name in descriptors(new)) == count
+        server.stop()
+        wait_for(lambda: not (server.folder / "pid.2").exists(), "the new master's promotion")
+        assert pids(server) <= set(server.booted("worker")[2:])
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not is_running(new), "the new master to end")
+
+
+def test_what_led_to_masters_that_are_gone_is_closed():
+    """In the master and in its dispatcher, however many there have been."""
+    with serving(*BY_SESSION) as server:
+
+        def sockets() -> list[int]:
+            """Return how many sockets the server's master and its dispatcher have."""
+            with contextlib.suppress(OSError):  # one of them has just ended
+                server.pid = int((server.folder / "pid").read_text())
+                processes = [server.pid, *server.alive("dispatcher")]
+                return [sum(name.startswith("socket:") for name in descriptors(pid)) for pid in processes]
+            return []
+
+        at_first = sockets()
+        assert len(at_first) == 2
+        new = Master(server)
+        server.send_signal(signal.SIGQUIT)
+        new.be_promoted()
+        wait_for(lambda: sockets() == at_first, "what led to the old master to be closed")
+        Master(server).end()
+        wait_for(lambda: sockets() == at_first, "what led to the new master to be closed")
+        new.end()
+
+
 def test_upgrades_one_after_the_other():
     with serving(*BY_SESSION) as server:
         master = server.pid
@@ -171,7 +212,7 @@ def test_sessions_of_the_old_workers_reach_them_also_when_the_old_master_is_back
 
 def test_sessions_of_both_masters_on_one_kept_alive_connection():
     """Whichever worker has the connection, of the old master or of the new one."""
-    with serving(*BY_SESSION) as server:
+    with serving("--keep-alive", "60", *BY_SESSION) as server:
         old = ask(server, CLIENTS[0], "/new")
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
 
