@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.pidfile import Pidfile
 
 from . import figures, logs, settings
 from .board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
@@ -609,7 +610,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         )
         with legacy.inheritable() as text:
             self.cfg.env_orig[VARIABLE] = text
-            super().reexec()
+            try:
+                super().reexec()
+            except BaseException:
+                if os.getpid() == self.pid:
+                    raise
+                self.log.exception("Exception in the new master")
+                os._exit(1)  # or it would stop the workers, which are its parent's
 
     def _has_other(self) -> bool:
         """Tell whether there is another master: the one that started this one, or one that this one has started."""
@@ -644,6 +651,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def maybe_promote_master(self) -> None:
         """Be the only master, when the old one has gone."""
         before = self.master_pid
+        if self.cfg.pidfile and before not in (0, os.getppid()):
+            # A master that was killed has left its file, and its pid is in use until its own parent has waited for it.
+            stale = Pidfile(self.cfg.pidfile)
+            stale.pid = before
+            stale.unlink()
         super().maybe_promote_master()
         if before and not self.master_pid:
             self._manage_charge()

@@ -142,6 +142,18 @@ def test_an_upgrade_that_fails_changes_nothing():
         new.end()
 
 
+@pytest.mark.parametrize("hook", ["raise RuntimeError('no upgrade')", "server.START_CTX[0] = '/nowhere'"])
+def test_an_upgrade_that_cannot_be_executed_changes_nothing(hook: str):
+    with serving("whoami:app", config=f"def pre_exec(server): {hook}") as server:
+        old, dispatcher = pids(server), server.alive("dispatcher")
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log("Exception in the new master")
+        assert pids(server) == old
+        assert server.alive("dispatcher") == dispatcher
+        assert (server.folder / "pid").read_text().strip() == str(server.pid)
+        assert server.stop() == 0
+
+
 def test_an_upgrade_to_another_version():
     """The new master closes what it cannot use, and nobody waits for it on the board."""
     with serving(*BY_SESSION, config=ANOTHER_VERSION) as server:
@@ -179,6 +191,16 @@ def test_what_led_to_masters_that_are_gone_is_closed():
         wait_for(lambda: sockets() == at_first, "what led to the old master to be closed")
         Master(server).end()
         wait_for(lambda: sockets() == at_first, "what led to the new master to be closed")
+        new.end()
+
+
+def test_the_new_master_goes_on_while_nobody_has_waited_for_the_old_one():
+    """Then the pid in its file is still in use, but not by it."""
+    with serving("whoami:app") as server:
+        new = Master(server)
+        os.kill(server.pid, signal.SIGKILL)
+        new.be_promoted()
+        assert pids(server) == new.workers
         new.end()
 
 
