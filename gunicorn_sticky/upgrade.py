@@ -1,8 +1,13 @@
-"""What a master hands down, through exec, to the one that it starts on SIGUSR2: descriptors, numbered in a variable."""
+"""What a master hands down, through exec, to the one that it starts on SIGUSR2: descriptors, and what they are.
+
+The environment of a process is shown in /proc for as long as that lives, and handed on to children. So it holds nothing
+but numbers of descriptors: one of them is of a sealed memory file (memfd_create(2)) with all the rest.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -18,8 +23,11 @@ from .cluster_socket import ClusterSocket
 if TYPE_CHECKING:
     from .status_server import StatusSocket
 
-#: The environment variable.
+#: The environment variable: as JSON, the version, all descriptors, which one not of that version is to close, and among
+#: them that of the memory file.
 VARIABLE = "GUNICORN_STICKY_MASTER"
+_NAME = "gunicorn-sticky-upgrade"
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,16 @@ class Legacy:
             status = self.status_socket.address, self.status_socket.fileno()
             fds.append(status[1])
         board = self.board.fd, self.board.half
-        for fd in fds:
-            os.set_inheritable(fd, True)
         legacy = [fds, self.secret.hex(), board, self.owner, returns, ends, self.cluster.fds(), entrance, status]
+        memory = _sealed(json.dumps(legacy).encode())
+        fds.append(memory)
         try:
-            yield json.dumps([__version__, *legacy])
-        finally:
             for fd in fds:
+                os.set_inheritable(fd, True)
+            yield json.dumps([__version__, fds, memory])
+        finally:
+            os.close(memory)
+            for fd in fds[:-1]:
                 os.set_inheritable(fd, False)
 
     @classmethod
@@ -68,12 +79,14 @@ class Legacy:
         """Return what this master was given, if it was started by one of the same version."""
         if not text:
             return None
-        version, fds, *legacy = json.loads(text)
+        version, fds, *rest = json.loads(text)
         if version != __version__:
             for fd in fds:
                 os.close(fd)
             return None
-        secret, (board_fd, half), owner, returns, ends, (rings, doorbell), entrance, status = legacy
+        (memory,) = rest
+        with open(memory, "rb") as file:
+            fds, secret, (board_fd, half), owner, returns, ends, (rings, doorbell), entrance, status = json.load(file)
         for fd in fds:
             os.set_inheritable(fd, False)
         seat_channels, new_seat_channels = [[Channel.inherited(*pair) for pair in pairs] for pairs in ends]
@@ -90,6 +103,16 @@ class Legacy:
             cluster_socket=ClusterSocket(*entrance) if entrance else None,
             status_socket=_status_socket(*status) if status else None,
         )
+
+
+def _sealed(content: bytes) -> int:
+    """Return the descriptor of a memory file that nobody can change any more."""
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _status_socket(address: str, fd: int) -> StatusSocket:

@@ -171,6 +171,22 @@ def test_an_upgrade_to_another_version():
         wait_for(lambda: not is_running(new), "the new master to end")
 
 
+def test_the_environment_shows_no_secret():
+    """As /proc does to whoever may look, for as long as a process lives."""
+    no_titles = {"SPT_NOENV": "1"}  # setproctitle would put them there
+    with serving(*BY_SESSION, env=no_titles) as server:
+        new = Master(server)
+        processes = [new.pid, *Path(f"/proc/{new.pid}/task/{new.pid}/children").read_text().split()]
+        assert len(processes) >= 4
+        for pid in processes:
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            (value,) = [v.partition("=")[2] for v in variables if v.startswith("GUNICORN_STICKY_MASTER=")]
+            _version, fds, memory = json.loads(value)
+            assert all(isinstance(fd, int) for fd in (*fds, memory))
+            assert not any("gunicorn-sticky-upgrade" in name for name in descriptors(int(pid)))
+        new.end()
+
+
 def test_what_led_to_masters_that_are_gone_is_closed():
     """In the master and in its dispatcher, however many there have been."""
     with serving(*BY_SESSION) as server:
