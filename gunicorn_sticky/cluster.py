@@ -7,6 +7,7 @@ belongs to the cluster: workers inherit them, other programs get them through a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -62,15 +63,21 @@ class Cluster:
 
         Raises:
             ValueError: the message is longer than `rings.MAX_MESSAGE`
-            OSError: there are `rings.RINGS` writers already
+            OSError: each ring has a writer already
         """
         if self._generation != generation:  # a child needs a ring of its own
             self._leave_ring()
             self._generation = generation
         if self._writer is None:
             self._writer = Writer(self._rings)
+            os.set_blocking(self._doorbell, False)  # for all that have it; one of them may have said otherwise
         self._writer.write(message)
-        os.eventfd_write(self._doorbell, 1)
+        try:
+            os.eventfd_write(self._doorbell, 1)
+        except BlockingIOError:  # full, which none of us can have done
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._doorbell)
+                os.eventfd_write(self._doorbell, 1)
 
     def listener(self, log: Any) -> Listener:
         """Return what hears all that is told from now on, also by this process."""

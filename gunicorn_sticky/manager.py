@@ -115,4 +115,4 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
         own, channel = self._prefix(), f"{self.channel}\0".encode()
         for message in self._listener.messages():
             if message.startswith(channel) and not message.startswith(own):
-                yield message[len(own) :].decode()  # json.loads() would look for the encoding first
+                yield message[len(own) :].decode(errors="replace")  # json.loads() would look for the encoding first

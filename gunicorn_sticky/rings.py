@@ -3,6 +3,9 @@
 Each process that writes has a ring of its own, whose oldest records it overwrites. Each that reads keeps to itself how
 far it is in all of them. So there is nothing to lock, and whoever is slow, stopped or killed in the middle of it harms
 only itself: a record counts once the ring's cell names it, and a reader notices by sequence number what it has missed.
+
+Each of them could also write anything anywhere. That costs messages, until the writers of the rings that it has written
+into write again, but it stops nobody: a cell that cannot be right is only looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import fcntl
 import heapq
 import mmap
 import os
+import resource
 import struct
 import time
 from collections.abc import Iterator
@@ -18,16 +22,20 @@ from zlib import crc32
 
 from gevent.monkey import get_original
 
+from . import memory
+
 #: Bytes of a ring. Memory is only used for what has been written.
 SIZE = 8 << 20
 #: Bytes of the longest message. A writer that dies while it writes one has not destroyed the one before.
 MAX_MESSAGE = SIZE // 4
-#: How many processes can write at the same time.
+#: How many processes can write at the same time, unless `ulimit -f` allows fewer.
 RINGS = 4096
 
-# A byte for each ring says whether there has been a writer yet, and a cell where its last record is. Positions count
-# all bytes that have ever been written; 0 is none.
+# A byte for each ring is 1 if there has been a writer, and a cell says where its last record is. Positions count all
+# bytes that have ever been written; 0 is none.
 _START = 8
+#: Beyond this nobody has written.
+_MOST = 1 << 62
 _CELLS = RINGS
 _DATA = RINGS * (1 + 8) + -(RINGS * 9) % mmap.ALLOCATIONGRANULARITY
 # Of what follows: the check; then the length of the message, its number in this ring, and when it was written, in
@@ -48,9 +56,10 @@ class Rings:
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
-            fd = os.memfd_create("gunicorn-sticky-rings")
-            os.ftruncate(fd, _DATA + RINGS * SIZE)
+            fd = memory.create("gunicorn-sticky-rings", _DATA + _room() * SIZE)
         self.fd = fd
+        #: How many there are.
+        self.count = (os.fstat(fd).st_size - _DATA) // SIZE
         table = memoryview(mmap.mmap(fd, _DATA))
         self._used = table[:RINGS]
         self._last = table[_CELLS : _CELLS + RINGS * 8].cast("Q")
@@ -63,20 +72,20 @@ class Rings:
             OSError: no ring is free, or /proc is not mounted
         """
         fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        for ring in range(RINGS):
+        for ring in range(self.count):
             try:
                 # The lock is that of what has been opened here, see "Open file description locks" in fcntl_locking(2).
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, ring, 1, 0))
             except BlockingIOError:
                 continue
-            self._used[: ring + 1] = bytes([1]) * (ring + 1)  # of lower ones as well, whose writers may not be so far
+            self._used[ring] = 1
             return ring, fd
         os.close(fd)
-        raise OSError(f"there are {RINGS} writers already")
+        raise OSError(f"there are {self.count} writers already" + (" (ulimit -f)" if self.count < RINGS else ""))
 
     def lasts(self) -> list[int]:
         """Return where the last records are, by ring."""
-        return self._last[: bytes(self._used).find(b"\0")].tolist()
+        return self._last[: bytes(self._used).rfind(1, 0, self.count) + 1].tolist()
 
     def last(self, ring: int) -> int:
         """Return where a ring's last record is, or 0."""
@@ -88,6 +97,7 @@ class Rings:
         fits = min(len(record), SIZE - start)
         data[start : start + fits] = record[:fits]
         data[: len(record) - fits] = record[fits:]
+        self._used[ring] = 1  # still
         self._last[ring] = position
 
     def get(self, ring: int, position: int, size: int) -> bytes:
@@ -126,6 +136,12 @@ class Rings:
         return data
 
 
+def _room() -> int:
+    """Return how many rings can be made: the limit on files' sizes (`RLIMIT_FSIZE`) counts for memory, too."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return RINGS if limit == resource.RLIM_INFINITY else min(max(limit - _DATA, 0) // SIZE, RINGS)
+
+
 def _check(position: int, head: bytes, message: bytes) -> int:
     return crc32(message, crc32(head, position & 0xFFFFFFFF))
 
@@ -141,7 +157,7 @@ class Writer:
         self._rings = rings
         self._ring, self._fd = rings.take()
         self._position, self._number = _START, 0
-        if last := rings.last(self._ring):
+        if 0 < (last := rings.last(self._ring)) < _MOST:
             self._position, self._number = rings.end(self._ring, last)
         # Not gevent's: a record is written in one go, unless there are real threads.
         self._lock = get_original("_thread", "allocate_lock")()
@@ -170,13 +186,15 @@ class _Place:
     """How far a reader is in a ring.
 
     Args:
+        last: what the ring's cell said when it was read last
         position: that of the next record
         number: that of the record before
     """
 
-    __slots__ = ("doubted", "number", "position")
+    __slots__ = ("doubted", "last", "number", "position")
 
-    def __init__(self, position: int, number: int) -> None:
+    def __init__(self, last: int = 0, position: int = _START, number: int = 0) -> None:
+        self.last = last
         self.position = position
         self.number = number
         #: Whether the record here could not be read last time.
@@ -193,7 +211,7 @@ class Reader:
         #: Whether `read` has left something for the next time.
         self.left = False
         self._places = [
-            _Place(*rings.end(ring, last)) if last else _Place(_START, 0) for ring, last in enumerate(rings.lasts())
+            _Place(last, *rings.end(ring, last)) if last else _Place() for ring, last in enumerate(rings.lasts())
         ]
 
     def read(self) -> Iterator[bytes]:
@@ -206,34 +224,38 @@ class Reader:
         self.left = False
         lasts = self._rings.lasts()
         while len(self._places) < len(lasts):
-            self._places.append(_Place(_START, 0))
+            self._places.append(_Place())
         news = [
             self._records(ring, place, last, until)
-            for ring, (place, last) in enumerate(zip(self._places, lasts, strict=True))
-            if last >= place.position
+            for ring, (place, last) in enumerate(zip(self._places, lasts, strict=False))  # fewer: one was overwritten
+            if last not in (0, place.last)
         ]
         return (message for _, _, message in (heapq.merge(*news) if len(news) > 1 else news[0] if news else ()))
 
     def _records(self, ring: int, place: _Place, last: int, until: int) -> Iterator[tuple[int, int, bytes]]:
         """Return time, ring and message of the records up to the last one, and go on from there next time."""
+        place.position = min(place.position, last)  # writers never go back: it, or what we went by, was overwritten
+        gone_on = False
         while place.position <= last:
             found = self._rings.record(ring, place.position)
             if found is None:
                 newest = self._rings.last(ring)
-                if not place.doubted and newest - place.position < SIZE:
+                if gone_on or (not place.doubted and newest - place.position < SIZE):
                     place.doubted = self.left = True
                     return
                 # Overwritten. What else this ring has would soon be, too.
-                place.doubted = False
+                place.doubted, gone_on = False, True
                 place.position = newest if newest > place.position else newest + 1
                 last = newest
                 continue
             number, stamp, message = found
-            if stamp >= until:
+            if until <= stamp <= time.monotonic_ns():  # beyond that it is not true
                 self.left = True
                 return
-            self.dropped += number - place.number - 1
+            self.dropped += max(number - place.number - 1, 0)
             place.doubted = False
+            place.last = place.position
             place.position += _OVERHEAD + len(message)
             place.number = number
             yield stamp, ring, message
+        place.last = last

@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +155,67 @@ def test_damaged_memory_only_costs_messages(memory):
     assert reader.dropped == 2
 
 
+@pytest.mark.parametrize("garbage", [b"\0", b"\x01", b"\x7f", b"\xff", b"random"])
+@pytest.mark.parametrize("reading", [False, True])
+def test_readers_and_writers_go_on_when_the_memory_is_overwritten(memory, garbage: bytes, reading: bool):
+    """What comes after is heard by all that are there, and by those that come then."""
+    size = rings.RINGS * 9
+    pattern = random.Random(1).randbytes(size) if garbage == b"random" else garbage * size
+    writers, reader = [Writer(memory), Writer(memory)], Reader(memory)
+    for writer in writers:
+        writer.write(b"before")
+    assert list(reader.read()) == [b"before"] * 2
+    os.pwrite(memory.fd, pattern, 0)
+    if reading:
+        for _ in range(4):
+            assert list(reader.read()) == []
+        assert not reader.left
+    writers[1].close()
+    late = Reader(memory)
+    writers[1] = Writer(memory)
+    for number in range(4):
+        for writer in writers:
+            writer.write(b"%d" % number)
+    expected = [b"%d" % number for number in range(4) for _ in writers]
+    for one in (reader, late):
+        heard: list[bytes] = []
+        for _ in range(4):
+            heard += one.read()
+        assert heard[-2:] == expected[-2:]
+    for writer in writers:
+        writer.write(b"after")
+    for one in (reader, late):
+        assert list(one.read()) == [b"after"] * 2
+        assert one.dropped >= 0
+
+
+def test_a_message_from_the_future_holds_up_nobody(memory, monkeypatch):
+    writer, reader = Writer(memory), Reader(memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(rings.time, "monotonic_ns", lambda: 1 << 63)
+        writer.write(b"false")
+    writer.write(b"true")
+    assert sorted(reader.read()) == [b"false", b"true"]
+    assert not reader.left
+
+
+def test_a_small_limit_on_files_leaves_fewer_rings():
+    code = (
+        "import resource\n"
+        "from gunicorn_sticky.rings import SIZE, Reader, Rings, Writer\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3 * SIZE, 3 * SIZE))\n"
+        "memory = Rings()\n"
+        "reader, writer, other = Reader(memory), Writer(memory), Writer(memory)\n"
+        "writer.write(b'heard')\n"
+        "other.write(b'heard')\n"
+        "print(list(reader.read()))\n"
+        "Writer(memory)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[b'heard', b'heard']\n"
+    assert done.stderr.endswith("OSError: there are 2 writers already (ulimit -f)\n")
+
+
 # --- several ---
 
 
@@ -187,8 +250,8 @@ def test_a_writer_survives_the_children_of_its_process(memory, run):
     assert memory.lasts()[0] != memory.lasts()[1]
 
 
-def test_no_more_writers_than_rings(memory, monkeypatch):
-    monkeypatch.setattr(rings, "RINGS", 2)
+def test_no_more_writers_than_rings(memory):
+    memory.count = 2
     writers = [Writer(memory), Writer(memory)]
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="2 writers"):
