@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from gevent.monkey import get_original
@@ -16,6 +18,8 @@ from .cluster import Cluster
 
 #: Seconds that a program waits for a worker that lets it join.
 PATIENCE = 5.0
+#: Bytes of struct ucred: process, user and group.
+_CREDENTIALS_SIZE = 12
 _GREETING = f"gunicorn_sticky {__version__}".encode()
 # Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced the class.
 _socket: Any = get_original("socket", "socket")
@@ -45,9 +49,9 @@ class ClusterSocket:
             if _is_free(path, replace):
                 os.unlink(path)
             self._socket.bind(path)
-            if os.geteuid() == 0:
-                os.chown(path, uid, gid)
             self._socket.listen()
+            if os.geteuid() == 0:
+                self._give_to(uid, gid)
         except OSError as error:
             self._socket.close()
             raise OSError(error.errno, error.strerror or str(error), path) from None
@@ -57,10 +61,34 @@ class ClusterSocket:
         return int(self._socket.fileno())
 
     def remove(self) -> None:
-        """Close the socket and remove it from where it is."""
-        self._socket.close()
-        with contextlib.suppress(FileNotFoundError):
+        """Close the socket and remove it from where it is, if it still is there."""
+        with contextlib.suppress(OSError), self._found():
             os.unlink(self.path)
+        self._socket.close()
+
+    def _give_to(self, uid: int, gid: int) -> None:
+        """Change the socket's owner, and that of nothing else which somebody has put in its place."""
+        with self._found() as place:
+            os.chown(f"/proc/self/fd/{place}", uid, gid)
+
+    @contextlib.contextmanager
+    def _found(self) -> Iterator[int]:
+        """Return a descriptor (O_PATH) of what is at our path: this socket.
+
+        Raises:
+            OSError: it is not there any more
+        """
+        place = os.open(self.path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            with _socket(socket.AF_UNIX) as client:
+                client.setblocking(False)
+                client.connect(f"/proc/self/fd/{place}")
+                # Of a client and of a listening socket it is who has called listen(), see unix(7).
+                if _peer(client) != _peer(self._socket):
+                    raise FileExistsError(errno.EEXIST, "another socket has taken its place")
+            yield place
+        finally:
+            os.close(place)
 
     def serve(self, cluster: Cluster) -> StreamServer:
         """Let programs join, in greenlets of this process, for as long as it lives, and return the server that does."""
@@ -90,6 +118,11 @@ def _is_free(path: str, replace: bool) -> bool:
         except OSError:
             return False
     return replace
+
+
+def _peer(connection: Any) -> bytes:
+    found: bytes = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS_SIZE)
+    return found
 
 
 class Member:
