@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
+from .refusal import Notices
 from .status import DOWN, Server
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ _POLICY = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'un
 # Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced them.
 _socket: Any = get_original("socket", "socket")
 _getaddrinfo: Any = get_original("socket", "getaddrinfo")
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?")
+_NOT_OURS = b"This server is not known by that name: use its address, or give sticky_status the name, as HOST:PORT.\n"
 _NO_METRICS = 'Metrics for Prometheus need its client library: pip install "gunicorn-sticky[prometheus]"'
 
 
@@ -81,7 +85,12 @@ class StatusSocket:
         """Be the process that answers (see children.py), until SIGTERM or the end of its parent."""
         gevent.reinit()  # an application that is preloaded may have used gevent
         http = WSGIServer(
-            self._socket, _Application(server, log), log=None, error_log=None, spawn=Pool(MOST), handler_class=_Handler
+            self._socket,
+            _Application(server, log, self._names()),
+            log=None,
+            error_log=None,
+            spawn=Pool(MOST),
+            handler_class=_Handler,
         )
         http.start()  # which asks for this host's name, and waits: what is told to stop meanwhile could not start
         gevent.signal_handler(signal.SIGTERM, http.stop, LAST_CALL)
@@ -92,6 +101,25 @@ class StatusSocket:
             log.warning("Whoever can reach %s sees the status: there is no password (setting: sticky_status)", host)
         gevent.spawn(_live, http, parent, heartbeat)
         http.serve_forever()
+
+    def _names(self) -> tuple[str, str]:
+        """Return what this server is called, beside its addresses."""
+        return self.address.rpartition(":")[0], socket.gethostname()
+
+
+def is_addressed(host: str, names: Iterable[str]) -> bool:
+    """Tell whether a request's field Host names this server.
+
+    A page in an operator's browser can have its own name lead to our address, and then read our answers (DNS
+    rebinding). So only addresses count, names without a dot, which nobody outside can have, and `names`.
+    """
+    found = _HOST.fullmatch(host)
+    if not found:
+        return False
+    name = found[1].strip("[]").removesuffix(".").lower()
+    with contextlib.suppress(ValueError):
+        return bool(ip_address(name))
+    return "." not in name or name in (known.lower() for known in names)
 
 
 def _live(http: WSGIServer, parent: int, heartbeat: Callable[[], None]) -> None:
@@ -121,11 +149,14 @@ class _Application:
     Args:
         server: whose status it tells
         log: Gunicorn's logger
+        names: what it is called, beside its addresses
     """
 
-    def __init__(self, server: Server, log: Any) -> None:
+    def __init__(self, server: Server, log: Any, names: Sequence[str]) -> None:
         self._server = server
         self._log = log
+        self._names = names
+        self._notices = Notices(log)
         self._collector: Metrics | None = None
         try:
             # Not by the arbiter: the library looks at the environment when it is loaded, and the application may set
@@ -141,6 +172,8 @@ class _Application:
         answer = self._answers.get(environ["PATH_INFO"], self._missing)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             answer = self._wrong
+        if not is_addressed(environ.get("HTTP_HOST", ""), self._names):
+            answer = self._misdirected
         try:
             status, kind, body = answer(environ)
         except Exception:
@@ -170,6 +203,10 @@ class _Application:
     def _health(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         state = self._server.status()["state"]
         return "503 Service Unavailable" if state == DOWN else "200 OK", "text/plain", f"{state}\n".encode()
+
+    def _misdirected(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
+        self._notices.warn("sticky_status", "Refused to show the status as %.100r: 421", environ["HTTP_HOST"])
+        return "421 Misdirected Request", "text/plain", _NOT_OURS
 
     def _missing(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         return "404 Not Found", "text/plain", b"There are /, /status, /metrics and /healthz.\n"

@@ -19,6 +19,8 @@ from test_proxies import reserved_port
 from test_status import sigstop
 from test_upgrade import ANOTHER_VERSION, Master
 
+from gunicorn_sticky.status_server import is_addressed
+
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(24)
@@ -114,6 +116,47 @@ def test_it_answers_while_everything_stands_still():
         wait_for(lambda: site.status()["dispatcher"]["pid"] is None, "the dispatcher's end to be seen")
         assert site.ask("/").status == 200
         assert site.status()["state"] == "degraded"
+
+
+def test_a_page_elsewhere_cannot_read_it_by_a_name_of_its_own():
+    """DNS rebinding: the browser names the page's host, whatever address that has by now."""
+    with well(address="localhost:0") as site:
+        port = site.status_port
+        for host in (
+            "127.0.0.1",
+            f"127.0.0.1:{port}",
+            "LocalHost:9180",
+            f"[::1]:{port}",
+            socket.gethostname(),
+            "app:1",
+        ):
+            assert site.ask("/status", headers={"Host": host}).status == 200, host
+        for path in ("/", "/status", "/metrics", "/healthz", "/none"):
+            for host in ("attacker.example", f"127.0.0.1.attacker.example:{port}", "a.b:c", "[::1].a", "1.2.3.4, a.b"):
+                response = site.ask(path, headers={"Host": host})
+                assert response.status == 421
+                assert b"sticky_status" in response.body
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as old:
+            old.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert old.recv(100).startswith(b"HTTP/1.1 200")
+        site.wait_for_log(
+            r"\[WARNING\] Refused to show the status as 'attacker\.example': 421 \(setting: sticky_status\)"
+        )
+
+
+def test_names_of_the_status_server():
+    for host in (
+        "",
+        "localhost",
+        "10.0.0.5:80",
+        "[2001:db8::1]",
+        "app",
+        "status.example.com.:9180",
+        "STATUS.example.com",
+    ):
+        assert is_addressed(host, ["status.example.com", "web1"]), host
+    for host in ("example.com", "localhost.example.com", "10.0.0.5.example.com", "[::1", "a:b", "a.b,web1", "::1"):
+        assert not is_addressed(host, ["status.example.com", "web1"]), host
 
 
 GARBAGE = {
