@@ -39,7 +39,7 @@ from harness import STICKY, Server, wait_for
 from report import Spread
 
 from gunicorn_sticky.config import CachedConfig
-from gunicorn_sticky.figures import CONNECTIONS, DISPATCHED, REQUESTS, Figures
+from gunicorn_sticky.figures import CONNECTIONS, DISPATCHED, REQUESTS, Figures, Row
 
 #: The share of a request's CPU time that counting may take.
 LIMIT = 0.01
@@ -77,7 +77,7 @@ class Addition:
     """Measures the time of one addition."""
 
     def __init__(self) -> None:
-        self._figures = Figures().worker(0)
+        self._figures = Row(Figures().worker(0))
         self._cfg = CachedConfig(Config())
 
     def _parse(self) -> None:

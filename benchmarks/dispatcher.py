@@ -35,7 +35,7 @@ from gunicorn_sticky import dispatcher
 from gunicorn_sticky.affinity import Affinity
 from gunicorn_sticky.board import SEATS, Board
 from gunicorn_sticky.channel import Channel
-from gunicorn_sticky.figures import Figures
+from gunicorn_sticky.figures import Figures, Row
 from gunicorn_sticky.route import Channels
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -131,7 +131,7 @@ class Rig:
                 header_timeout=FOREVER,
                 slot_timeout=FOREVER,
                 lane_size=RUSH,
-                figures=Figures().dispatcher(0),
+                figures=Row(Figures().dispatcher(0)),
             )
             dispatcher.run(plan, logging.getLogger(), lambda: None)
         finally:

@@ -24,9 +24,9 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.pidfile import Pidfile
 
 from . import figures, logs, settings
-from .board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
+from .board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, MasterBoard
 from .children import Body, Children
-from .figures import Figures
+from .figures import Figures, Row
 from .request import refuser
 from .seat import Seat
 from .session import OWNERS
@@ -126,7 +126,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._other_seat_channels: list[Any] = legacy.seat_channels if legacy else []
         #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
         self._returns = legacy.returns if legacy else Channel()
-        self._board = legacy.board if legacy else Board()
+        self._board = legacy.board if legacy else MasterBoard()
+        #: The same, as the other processes see it.
+        self._shared_board = self._board.shared()
         self._other_board = self._board.other()
         #: Until when a new master has to show up.
         self._show_up = 0.0
@@ -136,11 +138,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
         self._figures = Figures()
-        self._server = Server(self._figures, self._board)
+        self._own_row = Row(self._figures.master())
+        #: The rows of the slots.
+        self._slot_rows: list[Row] = []
+        self._server = Server(self._figures, self._shared_board)
         self._statsd: Reporter | None = None
-        self._slot_log = SlotLog(self._figures, self._board)
-        #: How many dispatchers there have been.
-        self._dispatched = 0
+        self._slot_log = SlotLog(self._board)
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
         self._status_servers = Children("status server", self, self._new_status_server)
         #: By slot, when its next worker may start, if the last one has died while it booted.
@@ -176,8 +179,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
         self._open_sockets(_refuse)
-        row = self._figures.master()
-        row[figures.PID], row[figures.HALF] = os.getpid(), self._board.half
+        self._own_row[figures.PID], self._own_row[figures.HALF] = os.getpid(), self._board.half
         super().start()
         if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
             self._statsd = Reporter(self.log, self._server)
@@ -262,14 +264,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         worker_class = self.worker_class
         number = self._free_seat(slot)
         owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
-        row = self._figures.worker(number)
-        figures.begin(row, gauges=1)
+        row = figures.begin(self._figures.worker(number), gauges=1)
         seat = Seat(
             slot=slot,
             number=number,
             owner=owner,
             secret=self._secret,
-            board=self._board,
+            board=self._shared_board,
             channel=self._channels[slot],
             own_channel=self._seat_channels[number] if self._by_session() else None,
             returns=self._returns,
@@ -278,7 +279,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             figures=row,
             leave=functools.partial(self._leave, slot, number),
         )
-        self._figures.slot(slot)[figures.WORKERS] += 1
+        self._slot_rows[slot][figures.WORKERS] += 1
         self._board.take(number, owner, self.worker_age + 1)
         self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
@@ -301,6 +302,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         from .channel import Channel
 
         while len(self._channels) < count:
+            self._slot_rows.append(Row(self._figures.slot(len(self._channels))))
             self._channels.append(Channel())
         while self._by_session() and len(self._seat_channels) < len(self._channels) * SEATS:
             self._seat_channels.append(Channel())
@@ -343,6 +345,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
         self._slot_log.announce(self.log, settings.affinity(self.cfg), self.num_workers)
+        self._board.restore()
         now = time.monotonic()
         for slot in range(self.num_workers):
             if self._needs_worker(slot) and now >= self._worker_not_before.get(slot, 0.0):
@@ -352,7 +355,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._manage_charge()
         self._manage_status_server()
         self._report()
-        self._slot_log.look(self.log, self.num_workers)
+        self._look_at_slots()
 
     def _needs_worker(self, slot: int) -> bool:
         """Tell whether a slot needs another worker than those that take its connections, or will when they have booted.
@@ -382,11 +385,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             return worker is self._workers_of(worker.slot)[-1]
         return bool(self._board.taker(worker.slot) == worker.seat)
 
+    def _look_at_slots(self) -> None:
+        pids = {worker.seat: pid for pid, worker in list(self.WORKERS.items())}
+        self._slot_log.look(self.log, self.num_workers, pids)
+
     def _report(self) -> None:
         """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does, and count what waits."""
+        self._own_row.show()
         for slot, channel in enumerate(self._channels):
             seats = self._seat_channels[slot * SEATS : (slot + 1) * SEATS]
-            self._figures.slot(slot)[figures.WAITING] = sum(queue.queued() for queue in (channel, *seats))
+            row = self._slot_rows[slot]
+            row[figures.WAITING] = sum(queue.queued() for queue in (channel, *seats))
+            row.show()
         if self._statsd:
             self._statsd.report()
         count = len(self.WORKERS)
@@ -417,9 +427,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._open_channels(count)
         self._board.count = count
         self._board.phase = RUNNING
-        row = self._figures.dispatcher(self._dispatched)
-        figures.begin(row, gauges=3)
-        self._dispatched += 1
+        number = self._own_row[figures.DISPATCHERS_MADE]
+        row = figures.begin(self._figures.dispatcher(number), gauges=3)
+        self._own_row[figures.DISPATCHERS_MADE] = number + 1
         plan = dispatcher.Plan(
             parent=os.getpid(),
             affinity=settings.affinity(self.cfg),
@@ -428,7 +438,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),
             channels=Channels(self._channels[:count], self._seat_channels, made_for[3], self._returns),
-            board=self._board,
+            board=self._shared_board,
             other=self._other_board,
             removed=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
@@ -497,7 +507,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             if not (worker.alive and self._board.is_booting(worker.seat)):
                 self._worker_not_before.pop(worker.slot, None)
         self._leave_seats()
-        self._slot_log.look(self.log, self.num_workers)
+        self._look_at_slots()
         self._manage_charge()
         if self._board.phase == RUNNING:
             self._dismiss_workers()

@@ -38,7 +38,7 @@ from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
 from .events import READABLE, Events, Handler
-from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, PID
+from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, PID, Row
 from .key import IP, peer_key
 from .lanes import Lanes
 from .lingering import Lingering
@@ -94,7 +94,7 @@ class Plan:
     #: Number of connections that a full channel may hold up.
     lane_size: int
     #: The dispatcher's row, see figures.py.
-    figures: memoryview
+    figures: Row
 
 
 @dataclass
@@ -189,6 +189,7 @@ class Dispatcher:
     def _measure(self) -> None:
         figures = self._figures
         figures[PEEKING], figures[FULL], figures[HELD] = len(self._peeking), len(self._lanes), self._lanes.held()
+        figures.show()
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self.plan.parent

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from .events import HANGUP, READABLE, Events
-from .figures import REFUSED_BY
+from .figures import REFUSED_BY, Row
 from .refusal import Notices, answer, name
 
 #: Seconds that a client has to read our answer.
@@ -27,7 +27,7 @@ class Lingering:
         figures: the dispatcher's row, see figures.py
     """
 
-    def __init__(self, events: Events, notices: Notices, tls: bool, figures: memoryview) -> None:
+    def __init__(self, events: Events, notices: Notices, tls: bool, figures: Row) -> None:
         self._events = events
         self._notices = notices
         self._tls = tls

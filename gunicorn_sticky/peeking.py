@@ -16,7 +16,7 @@ from typing import Any
 from .affinity import Missing, Reader
 from .channel import Parcel
 from .events import EDGE, GONE, HANGUP, READABLE, Events
-from .figures import BY
+from .figures import BY, Row
 from .head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from .lingering import Lingering
 from .proxy import Malformed
@@ -63,7 +63,7 @@ class Peeking:
         events: Events,
         lingering: Lingering,
         notices: Notices,
-        figures: memoryview,
+        figures: Row,
     ) -> None:
         self._reader = reader
         self._patience = patience

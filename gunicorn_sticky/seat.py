@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .board import Board
+from .figures import Row
 
 if TYPE_CHECKING:
     # They need Linux.
@@ -35,7 +36,7 @@ class Seat:
     cluster: Cluster
     cluster_socket: ClusterSocket | None
     #: The worker's row, see figures.py.
-    figures: memoryview
+    figures: Row
     #: Closes, in the worker's process, what it has inherited and must not keep.
     leave: Callable[[], None]
 

@@ -14,7 +14,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from .figures import MINTED
+from .figures import MINTED, Row
 
 #: Characters that an id grows by.
 TAG = 8
@@ -70,7 +70,7 @@ class Minter:
     #: The worker's number.
     owner: int
     #: The worker's row, see figures.py.
-    figures: memoryview
+    figures: Row
 
 
 #: That of this process. Set in workers that are sticky by session.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .affinity import Affinity
 from .board import RUNNING, SEATS, Board
-from .figures import PID, Figures
 from .status import DOWN, READY, slot_state, worker_state
 
 
@@ -14,12 +14,10 @@ class SlotLog:
     """Remembers what it has said, and says what is new.
 
     Args:
-        figures: of the server
         board: the master's half of the board
     """
 
-    def __init__(self, figures: Figures, board: Board) -> None:
-        self._figures = figures
+    def __init__(self, board: Board) -> None:
         self._board = board
         self._announced = ""
         #: By slot, its state and the worker that has it.
@@ -32,8 +30,13 @@ class SlotLog:
             log.info(text)
             self._announced = text
 
-    def look(self, log: Any, count: int) -> None:
-        """Say which slots are in another state than before. At the end of a server, that is nobody's concern."""
+    def look(self, log: Any, count: int, pids: Mapping[int, int]) -> None:
+        """Say which slots are in another state than before. At the end of a server, that is nobody's concern.
+
+        Args:
+            count: how many slots there are
+            pids: the workers' processes, by seat
+        """
         before, self._seen = self._seen, {}
         if self._board.phase != RUNNING:
             return
@@ -42,7 +45,7 @@ class SlotLog:
             seats = range(slot * SEATS, min((slot + 1) * SEATS, len(owners)))
             workers = {worker_state(self._board, slot, seat): seat for seat in seats if owners[seat]}
             state = slot_state(workers)
-            pid = self._figures.worker(workers[state])[PID] if workers else 0
+            pid = pids.get(workers[state], 0) if workers else 0
             self._seen[slot] = state, pid
             if (state, pid) == before.get(slot, (DOWN, 0)):
                 continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import stat
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from . import figures as tables
 from .board import SEATS, Board
 from .figures import DISPATCHER, DISPATCHERS, REFUSALS, WORKER, Figures
 from .key import SOURCES
+from .memory import is_sealed
 
 #: How a slot and its workers are; beside "down", for a slot that has none.
 STARTING, READY, DRAINING, DOWN = "starting", "ready", "draining", "down"
@@ -121,7 +124,7 @@ class Server:
     def _dispatcher(self, now: float) -> dict[str, Any]:
         """Return how the dispatcher is, with what it and its predecessors have counted."""
         rows = [self._figures.dispatcher(number) for number in range(DISPATCHERS)]
-        newest = max(rows, key=lambda row: row[tables.STARTED])
+        newest = self._figures.dispatcher(self._figures.master()[tables.DISPATCHERS_MADE] - 1)
         seen = _process(newest[tables.PID])
         total = dict(zip(DISPATCHER, map(sum, zip(*rows, strict=True)), strict=True))
         counters = ("accepted", "handed_back", "moved")
@@ -138,14 +141,19 @@ class Server:
         }
 
 
-def find(master: int | None = None) -> Iterator[Server]:
-    """Return the servers of this user, or that of one master.
+def find(master: int | None = None, user: int | None = None) -> Iterator[Server]:
+    """Return the servers of a user, or that of one master.
 
     Their memory is found where /proc shows what it is called, so that nobody has to answer.
+
+    Args:
+        master: its process
+        user: the number of the user that masters run as; else all users count
     """
     for folder in [_PROC / str(master)] if master else sorted(_PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
-            links = list((folder / "fd").iterdir())
+            owner = _owner(folder)
+            links = list((folder / "fd").iterdir()) if user in (None, owner) else []
         except OSError:
             continue  # gone, or another user's
         memory: dict[str, Path] = {}
@@ -154,10 +162,38 @@ def find(master: int | None = None) -> Iterator[Server]:
                 name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
                 memory.setdefault(name, link)
         try:
-            with memory[tables.NAME].open("rb") as shared:
-                figures = Figures(shared.fileno())
-            if figures.master()[tables.PID] == int(folder.name):
-                with memory[boards.NAME].open("r+b", buffering=0) as shared:
-                    yield Server(figures, Board(shared.fileno(), figures.master()[tables.HALF]))
+            with _opened(memory[tables.NAME], owner, tables.SIZE) as shared:
+                figures = Figures(shared)
+            pid, half = figures.master()[tables.PID], figures.master()[tables.HALF]
+            if pid == int(folder.name) and half in (0, 1):
+                with _opened(memory[boards.NAME], owner, boards.SIZE) as shared:
+                    yield Server(figures, Board(shared, half, mmap.ACCESS_READ))
         except (OSError, KeyError):
             continue  # gone, or none of ours
+
+
+def _owner(folder: Path) -> int:
+    """Return the effective user of a process, see proc_pid_status(5); its folder in /proc may be root's."""
+    (users,) = (line for line in (folder / "status").read_text().splitlines() if line.startswith("Uid:"))
+    return int(users.split()[2])
+
+
+@contextlib.contextmanager
+def _opened(link: Path, owner: int, size: int) -> Iterator[int]:
+    """Open what has our memory's name, unless it is something else, or another user's: any process may call it so.
+
+    Raises:
+        OSError: it is
+    """
+    with contextlib.ExitStack() as stack:
+        # Without opening it yet: that might wait for ever (a FIFO), or do something (a device).
+        place = os.open(link, os.O_PATH)
+        stack.callback(os.close, place)
+        found = os.fstat(place)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
+            raise PermissionError(f"{link} is not what it is called")
+        shared = os.open(f"/proc/self/fd/{place}", os.O_RDONLY)
+        stack.callback(os.close, shared)
+        if not is_sealed(shared, size):
+            raise PermissionError(f"{link} is not what it is called")
+        yield shared

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .board import RUNNING, Board
+from .board import MasterBoard
 from .channel import Channel
 from .cluster import Cluster
 from .cluster_socket import ClusterSocket
@@ -36,7 +36,7 @@ class Legacy:
 
     #: The hash's key, see slots.py.
     secret: bytes
-    board: Board
+    board: MasterBoard
     #: Where the new master's workers are numbered from.
     owner: int
     returns: Channel
@@ -90,11 +90,9 @@ class Legacy:
         for fd in fds:
             os.set_inheritable(fd, False)
         seat_channels, new_seat_channels = [[Channel.inherited(*pair) for pair in pairs] for pairs in ends]
-        board = Board(board_fd, 1 - half)
-        board.phase = RUNNING
         return cls(
             secret=bytes.fromhex(secret),
-            board=board,
+            board=MasterBoard(board_fd, 1 - half),
             owner=owner,
             returns=Channel.inherited(*returns),
             seat_channels=seat_channels,

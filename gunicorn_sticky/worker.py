@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import mmap
 import os
@@ -29,7 +28,7 @@ from .board import REQUEST, RUNNING, SESSION
 from .config import CachedConfig
 from .connection import Connection, Listener
 from .engineio import own_engineio_ids, use_simple_websocket
-from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
+from .figures import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, PID, REFUSED, REQUESTS, TAKEN_OVER
 from .head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
 from .refusal import Notices, answer, is_silent, name
@@ -187,6 +186,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._reader = reader(self._affinity, self._seat.secret, refuser(self.cfg))
             self._other_board = self._seat.board.other()
             self._slots = Slots(self._seat.secret, 1), 1
+            self._figures[PID] = os.getpid()
             self._minted = self._figures[MINTED]
             self._own_key = str(self._seat.owner)
             if self._affinity.by_session:
@@ -224,9 +224,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         assert self._seat
         self._is_child = True
         self._flags = bytearray(self._flags)
-        self._figures = memoryview(bytearray(self._figures)).cast("Q")
-        if session.minter:
-            session.minter = dataclasses.replace(session.minter, figures=self._figures)
+        self._figures.detach()
         self._seat.board.detach()
         self._seat.board.phase = RUNNING  # also at the end of the server, here is nothing left to take
         for server in self._accepting:
@@ -297,6 +295,14 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         if minted != self._minted:
             self._minted = minted
             self._seat.board.give(self.seat, SESSION)
+
+    def notify(self) -> None:
+        """Show that this worker is alive, once a second (`gunicorn.workers.ggevent.GeventWorker.notify`)."""
+        if self._seat:
+            self._figures.show()
+            if self._server is not None and self.alive and not self._is_child:
+                self._server.persist()
+        super().notify()
 
     def _cookie(self, environ: dict[str, Any]) -> tuple[str, str]:
         """Return the header that sets our cookie (RFC 6265; SameSite: draft-ietf-httpbis-rfc6265bis)."""

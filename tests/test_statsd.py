@@ -265,6 +265,7 @@ class Rig:
             self.board.take(slot * SEATS, slot + 1, slot + 1)
             self.board.claim(slot, slot * SEATS)
             self.figures.worker(slot * SEATS)[figures.PID] = os.getpid()
+        self.figures.master()[figures.DISPATCHERS_MADE] = 1
         figures.begin(self.figures.dispatcher(0), gauges=3)
         self.figures.dispatcher(0)[figures.PID] = os.getpid()
         self.status = Status(self.figures, self.board)

@@ -7,18 +7,21 @@ import http.client
 import json
 import os
 import pty
+import pwd
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_env, wait_for
 
-from gunicorn_sticky.status import find
+from gunicorn_sticky import monitor
+from gunicorn_sticky.status import _opened, find
 
 CLIENTS = addresses(24)
 
@@ -205,7 +208,105 @@ def test_no_server_is_down(tmp_path):
         other.bind(str(tmp_path / "other"))
         other.listen()
         code, output = run("--control", str(tmp_path / "other"))
-    assert (code, output) == (2, "No Gunicorn of this user is running with GeventStickyWorker\n")
+    assert (code, output) == (2, "No Gunicorn of this user is running with GeventStickyWorker (root may use --user)\n")
+
+
+#: Something that is called as our memory is, and is not. The argument is the name of the one or the other.
+FAKES = {
+    "small": "fd = os.memfd_create(name); os.write(fd, b'0123456789')",
+    "truncated in a loop": """
+fd = os.memfd_create(name)
+def work():
+    os.ftruncate(fd, size)
+    os.ftruncate(fd, 0)
+""",
+    "garbage": "fd = os.memfd_create(name, os.MFD_ALLOW_SEALING); os.write(fd, os.urandom(size)); seal(fd)",
+    "larger": "fd = os.memfd_create(name, os.MFD_ALLOW_SEALING); os.ftruncate(fd, 2 * size); seal(fd)",
+    "ours, but empty": "fd = os.memfd_create(name, os.MFD_ALLOW_SEALING); os.ftruncate(fd, size); fill(fd); seal(fd)",
+    "ours, but without seals": "fd = os.memfd_create(name, os.MFD_ALLOW_SEALING); os.ftruncate(fd, size); fill(fd)",
+}
+FAKE = """
+import fcntl, os, sys, time
+from gunicorn_sticky import board, figures
+def seal(fd):
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+def fill(fd):
+    if name == figures.NAME:
+        os.pwrite(fd, os.getpid().to_bytes(8, sys.byteorder), 0)
+work = lambda: time.sleep(0.01)
+for name, size in ((figures.NAME, figures.SIZE), (board.NAME, board.SIZE)):
+    exec(sys.argv[1])
+if len(sys.argv) > 2:
+    os.setuid(int(sys.argv[2]))
+print("there", flush=True)
+while os.getppid() != 1:
+    work()
+"""
+
+
+@contextlib.contextmanager
+def fake(*args: str) -> Iterator[int]:
+    """Run a process that has something with our memory's names."""
+    with subprocess.Popen([sys.executable, "-c", FAKE, *args], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "there\n"
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_what_is_only_called_as_our_memory_is(name: str):
+    shown = name == "ours, but empty"  # nobody can tell: it is the same user's
+    with Server(*STICKY, "whoami:app", control_socket=True) as server, fake(FAKES[name]) as pid:
+        server.wait_for_log("Control socket")
+        wait_for(lambda: status(server)["state"] == "ok", "the worker")
+        for _ in range(3):
+            pids = {found["pid"] for found in json.loads(run("--json")[1])}
+            assert server.pid in pids
+            assert (pid in pids) == shown
+        assert len(list(find(pid))) == shown
+        assert run("--json", "--control", str(server.folder / "control"))[0] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
+def test_another_users_processes_do_not_count():
+    """Neither a fake's, nor one's that has given up root's privileges, and whose folder in /proc is still root's."""
+    nobody = pwd.getpwnam("nobody")
+    with Server(*STICKY, "whoami:app") as server, fake(FAKES["ours, but empty"], str(nobody.pw_uid)) as pid:
+        wait_for(lambda: status(server)["state"] == "ok", "the worker")
+        assert pid not in {found["pid"] for found in json.loads(run("--json")[1])}
+        assert server.pid in {found["pid"] for found in json.loads(run("--json", "--user", "root")[1])}
+        assert run("--user", "nobody")[0] == 2
+        assert not list(find(pid))  # its memory is root's, and it is not
+    assert run("--user", "nobody at all")[1].endswith("argument --user: there is no such user\n")
+
+
+def test_a_fifo_that_is_called_as_our_memory_is(tmp_path):
+    """Opening it would wait for ever. Where there is such a file is a folder that another user can make a root of."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    device = os.open("/dev/null", os.O_RDONLY)
+    for place in (fifo, Path(f"/proc/self/fd/{device}"), tmp_path):
+        with pytest.raises(PermissionError), _opened(place, os.geteuid(), 0):
+            pass
+    os.close(device)
+
+
+def test_a_control_socket_that_accepts_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "PATIENCE", 0.1)
+    with socket.socket(socket.AF_UNIX) as server, ExitStack() as stack:
+        server.bind(str(tmp_path / "full"))
+        server.listen(0)
+        for _ in range(2):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(str(tmp_path / "full"))
+        with pytest.raises(SystemExit) as ended:
+            monitor.main(["--control", str(tmp_path / "full")])
+        assert ended.value.code == 2
 
 
 def test_it_answers_while_everything_stands_still():

@@ -10,6 +10,8 @@ import time
 
 import gevent
 
+from gunicorn_sticky import figures
+
 #: Set by a hook of Gunicorn's.
 WORKER = None
 
@@ -26,7 +28,7 @@ def speak():
     board.give(seat, 99)
     board.count = 99
     board.take_charge()
-    for cell in range(len(worker._figures)):
+    for cell in range(len(figures.WORKER)):
         worker._figures[cell] = 99
     worker.max_requests = worker.nr = 1
     worker.alive = False

@@ -1,0 +1,326 @@
+"""Shared memory is what any of its processes may write into: whatever one writes, the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE, STICKY, Server, addresses, wait_for
+from test_status import run, status
+
+from gunicorn_sticky import board as boards
+from gunicorn_sticky import figures, memory
+from gunicorn_sticky.board import MAX_SLOTS, REQUEST, RUNNING, SEATS, STOPPED, STOPPING, Board, MasterBoard
+from gunicorn_sticky.figures import Figures, Row
+from gunicorn_sticky.status import Server as Status
+from gunicorn_sticky.status import slot_state
+
+CLIENTS = addresses(24)
+MOST = (1 << 64) - 1
+
+#: Lets a worker, while there is a file named "scribble", write what that contains all over the memory that it shares
+#: with the others, and then try to cut it off.
+SCRIBBLER = """
+import mmap, os, threading, time
+
+def scribble(fds):
+    maps = [mmap.mmap(fd, os.fstat(fd).st_size if "rings" not in name else 1 << 16) for name, fd in fds.items()]
+    while os.path.exists("scribble"):
+        with open("scribble", "rb") as pattern:
+            pattern = pattern.read()
+        for shared in maps:
+            size = len(shared)
+            shared[:] = os.urandom(size) if pattern == b"random" else (pattern * size)[:size]
+        time.sleep(0.01)
+    for fd in fds.values():
+        for cut in (lambda: os.ftruncate(fd, 0), lambda: os.ftruncate(fd, 1 << 40), lambda: fcntl.fcntl(fd, 1033, 8)):
+            try:
+                cut()
+            except OSError as error:
+                open("refused", "a").write(f"{error.strerror}\\n")
+    open("done", "w").close()
+
+def watch():
+    fds = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if name.startswith("/memfd:gunicorn-sticky"):
+            fds[name] = int(fd)
+    while not os.path.exists("scribble"):
+        time.sleep(0.01)
+    open("scribbling", "w").write(" ".join(fds))
+    scribble(fds)
+
+import fcntl
+from gevent.monkey import get_original
+start = get_original("_thread", "start_new_thread")
+time.sleep = get_original("time", "sleep")
+
+def post_worker_init(worker):
+    if worker.slot == 0 and not os.path.exists("scribbling"):
+        start(watch, ())
+"""
+
+
+def listen(statsd: socket.socket) -> str:
+    statsd.bind(("127.0.0.1", 0))
+    return f"statsd_host = '127.0.0.1:{statsd.getsockname()[1]}'"
+
+
+@pytest.mark.parametrize(
+    ("by", "pattern"), [("ip", b"random"), ("ip", b"\0"), ("session", b"random"), ("session", b"\xff")]
+)
+def test_a_worker_that_writes_all_over_it(by: str, pattern: bytes):
+    """Master, dispatcher and status server live, other workers too; when it has ended, all is as before."""
+    options = ("--sticky-by", by, "--sticky-status", "127.0.0.1:0")
+    with (
+        contextlib.ExitStack() as stack,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd,
+        Server(*STICKY, "-w", "3", *options, "whoami:app", config=SCRIBBLER + listen(statsd)) as server,
+    ):
+        wait_for(lambda: server.alive("worker") and status(server)["state"] == "ok", "all workers")
+        others = set(server.alive("worker"))
+        (server.folder / "scribble").write_bytes(pattern)
+        written = wait_for(lambda: (path := server.folder / "scribbling").exists() and path.read_text(), "garbage")
+        assert len(re.findall("gunicorn-sticky-(?:board|figures|rings)", written)) == 3
+        for _ in range(2):
+            run("--json")
+        victim = server.alive("worker")[-1]
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: len(server.alive("worker")) == 3 and victim not in server.alive("worker"), "a successor")
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE)) for _ in CLIENTS]
+        for client in waiting:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        select.select(waiting, [], [], 2.0)
+        (server.folder / "scribble").unlink()
+        wait_for((server.folder / "done").exists, "the end of it")
+        assert (server.folder / "refused").read_text() == "Operation not permitted\n" * 9
+        wait_for(lambda: status(server)["state"] == "ok", "the server to be well again")
+        assert all(client.recv(12) == b"HTTP/1.1 200" for client in waiting)
+        assert all(server.get(source=client).status == 200 for client in CLIENTS)
+        assert len(others & set(server.alive("worker"))) == 2, "workers were replaced for what another one has written"
+        seen = status(server)
+        assert [slot["slot"] for slot in seen["slots"]] == [0, 1, 2]
+        assert {worker["pid"] for slot in seen["slots"] for worker in slot["workers"]} == set(server.alive("worker"))
+        assert seen["dispatcher"]["pid"] in server.alive("dispatcher")
+        assert sum(slot["restarts"] for slot in seen["slots"]) == 1
+        known = set(server.alive("worker"))
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(set(server.alive("worker")) - known) == 3, "new workers")
+        wait_for(lambda: status(server)["state"] == "ok", "the server to be well after a reload")
+        assert all(server.get(source=client).status == 200 for client in CLIENTS)
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+# --- the board ---
+
+
+@pytest.fixture
+def board() -> MasterBoard:
+    """Three slots, each with a worker that takes connections."""
+    board = MasterBoard()
+    board.slots = board.count = 3
+    for slot in range(3):
+        board.take(slot * SEATS, slot + 1, slot + 1)
+        board.shared().claim(slot, slot * SEATS)
+    board.restore()
+    return board
+
+
+def says(board: Board) -> list[object]:
+    """Return all that a board says."""
+    return [
+        board.in_charge,
+        board.slots,
+        board.count,
+        board.phase,
+        board.owners(),
+        [board.seat_of(owner) for owner in range(1, 5)],
+        [(board.taker(slot), board.is_open(slot)) for slot in range(3)],
+        [board.is_booting(seat) for seat in range(3 * SEATS)],
+    ]
+
+
+GARBAGE = {
+    "random": random.Random(1).randbytes(boards.SIZE),
+    **{str(byte): bytes([byte]) * boards.SIZE for byte in (0, 1, 2, 0x7F, 0xFF)},
+}
+#: What workers may have said, in cells that they write.
+SMALL = b"".join(number.to_bytes(8, sys.byteorder) for number in random.Random(1).choices(range(5), k=boards.SIZE // 8))
+
+
+def overwrite(fd: int, garbage: bytes, start: int = 0) -> None:
+    os.pwrite(fd, garbage[start:], start)
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_its_master_puts_a_board_right(board: MasterBoard, name: str):
+    shared, before = board.shared(), says(board)
+    assert says(shared) == before
+    overwrite(board.fd, GARBAGE[name], start=8)  # but who is in charge, which other masters say as well
+    board.restore()
+    assert says(board) == before
+    assert says(shared) == before
+
+
+@pytest.mark.parametrize("name", [*GARBAGE, "small"])
+def test_whatever_stands_on_a_board_can_be_read(board: MasterBoard, name: str):
+    shared = board.shared()
+    overwrite(board.fd, (GARBAGE | {"small": SMALL})[name])
+    for seen in (shared, shared.other()):
+        assert seen.slots <= MAX_SLOTS
+        assert seen.count <= MAX_SLOTS
+        assert len(seen.owners()) <= MAX_SLOTS * SEATS
+        for slot in range(MAX_SLOTS):
+            assert seen.taker(slot) in {-1, *range(slot * SEATS, (slot + 1) * SEATS)}
+            assert seen.is_open(slot) in (True, False)
+            assert 0 <= seen.load(slot) <= 8 * MOST
+            seen.give(slot, REQUEST)
+        seen.claim(0, 1)
+        seen.clear()
+        assert not any(seen.owners())
+    assert shared.in_charge != shared.other().in_charge
+    MasterBoard(board.fd, 1)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_of_two_masters_one_is_in_charge(board: MasterBoard, half: int):
+    both = [board, MasterBoard(board.fd, 1)]
+    both[half].take_charge()
+    assert [one.in_charge for one in both] == [half == 0, half == 1]
+    overwrite(board.fd, GARBAGE["random"])
+    assert [one.in_charge for one in both] == [half == 0, half == 1]
+    assert board.shared().in_charge == (half == 0)
+
+
+def test_a_board_says_what_workers_have_said(board: MasterBoard):
+    """What a master believes is what is possible: here is what happens when all goes well."""
+    shared = board.shared()
+    board.take(1, 10, 10)
+    assert board.is_booting(1)
+    assert (board.taker(0), board.is_open(0)) == (0, True)
+    shared.claim(0, 1)
+    assert (board.taker(0), board.is_open(0), board.is_booting(1)) == (1, True, False)
+    shared.claim(0, 0)  # too late
+    assert board.taker(0) == 1
+    shared.close(1)
+    assert (board.taker(0), board.is_open(0)) == (1, False)
+    board.leave(1)
+    board.take(1, 11, 11)
+    assert board.is_booting(1)
+    shared.claim(0, 1)
+    assert board.is_open(0)
+    board.dismiss(0)
+    assert board.taker(0) == shared.taker(0) == -1
+    for phase in (STOPPING, STOPPED, RUNNING):
+        board.phase = phase
+        assert shared.phase == phase
+    board.restore()
+    assert says(board) == says(shared)
+
+
+def test_a_worker_that_has_claimed_its_slot_and_is_gone_is_not_followed_by_its_predecessor(board: MasterBoard):
+    """The predecessor has seen the claim, and takes no more connections."""
+    board.take(1, 10, 10)
+    board.shared().claim(0, 1)
+    board.leave(1)
+    board.restore()
+    assert board.taker(0) == board.shared().taker(0) == 1
+
+
+# --- the figures ---
+
+
+def test_loads_that_have_been_overwritten_begin_anew(board: MasterBoard):
+    shared = board.shared()
+    for garbage in GARBAGE.values():
+        overwrite(board.fd, garbage, start=8)
+        board.restore()
+        for slot in range(3):
+            shared.set_active(slot * SEATS, 0)
+        for _ in range(30):
+            least = min(range(3), key=shared.load)
+            shared.give(least * SEATS, REQUEST)
+        loads = [shared.load(slot) for slot in range(3)]
+        assert max(loads) - min(loads) <= REQUEST
+
+
+def test_a_row_is_what_its_writer_has_counted():
+    table = Figures()
+    row = figures.begin(table.worker(3), gauges=1)
+    row[figures.REQUESTS] += 5
+    for garbage in (0, 7, MOST):
+        for cell in range(len(figures.WORKER)):
+            table.worker(3)[cell] = garbage
+        row[figures.REQUESTS] += 1
+        row[figures.CONNECTIONS] += 1
+        row[figures.CONNECTIONS] -= 1
+        row.show()
+        assert list(table.worker(3))[1:] == [row[cell] for cell in range(1, len(figures.WORKER))]
+    assert row[figures.REQUESTS] == 8
+    table.worker(3)[figures.REQUESTS] = MOST
+    successor = figures.begin(table.worker(3), gauges=1)
+    successor[figures.REQUESTS] += 1
+    assert table.worker(3)[figures.REQUESTS] == 1
+
+
+def test_whatever_is_counted_can_be_shown(board: MasterBoard):
+    from rich.console import Console
+
+    from gunicorn_sticky.statsd import metrics
+    from gunicorn_sticky.table import _page
+
+    table, shared = Figures(), board.shared()
+    for garbage in (1, 1 << 62, MOST):
+        for row in (table.master(), *map(table.slot, range(3)), *map(table.worker, range(9)), table.dispatcher(0)):
+            for cell in range(len(row)):
+                row[cell] = garbage
+        seen = Status(table, shared).status()
+        assert list(metrics(seen))
+        with open(os.devnull, "w") as nowhere:
+            Console(file=nowhere, width=80).print(_page([seen], [seen]))
+
+
+def test_the_state_of_a_slot_is_that_of_its_best_worker():
+    assert slot_state({"draining", "ready"}) == "ready"
+    assert slot_state(()) == "down"
+
+
+# --- the memory itself ---
+
+
+def test_nobody_can_cut_it_off_or_forbid_to_write():
+    fd = memory.create("test", 8192)
+    assert memory.is_sealed(fd, 8192)
+    assert not memory.is_sealed(fd, 4096)
+    for size in (0, 8191, 8193):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    os.close(fd)
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, boards.SIZE)
+    assert not memory.is_sealed(fd, boards.SIZE)
+    os.close(fd)
+    with Path("/dev/null").open("rb") as other:
+        assert not memory.is_sealed(other.fileno(), 0)
+
+
+def test_rows_are_of_their_own():
+    table = Figures()
+    first, second = Row(table.slot(0)), Row(table.slot(1))
+    first[figures.WORKERS] = 1
+    second[figures.WORKERS] = 2
+    first.show()
+    assert (table.slot(0)[figures.WORKERS], table.slot(1)[figures.WORKERS]) == (1, 2)
