@@ -321,6 +321,8 @@ class SessionReader(Reader):
         """Note the first owner of an id among some values, unless one of a better rank has been found."""
         if rank >= head.rank:
             return
+        if not values:
+            head.spent += 1  # as a field has been looked at
         for value in values:
             if (owner := self._owner(value)) is not None:
                 head.rank, head.owner = rank, owner

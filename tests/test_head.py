@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from gunicorn_sticky import head as head_module
-from gunicorn_sticky.head import BareLineFeed, Cookie, Fields, Head, Incomplete, Query
+from gunicorn_sticky.affinity import Affinity, reader
+from gunicorn_sticky.head import MAX_VALUES, BareLineFeed, Cookie, Fields, Head, Incomplete, Query
 
 REST = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
@@ -192,3 +193,15 @@ def test_a_name_that_needs_encoding():
 
 def test_cookies():
     assert list(Cookie("sid").values(b' sid=a; xsid=b;sid="c"; a="sid=d"; sid')) == [b"a", b"c"]
+
+
+@pytest.mark.parametrize("line", [b"Cookie: id=none\r\n", b"Cookie: other=1\r\n", b"Cookie: a\r\n", b"X-Id: none\r\n"])
+def test_after_so_many_fields_without_a_known_id_the_session_is_a_new_one(line: bytes):
+    """So nobody waits for the end of a head that costs much to read."""
+    session = Affinity(by="session", session_keys=("cookie:id", "header:x-id"))
+    data = b"GET / HTTP/1.1\r\n" + line * (MAX_VALUES - 1)
+    address = "192.0.2.1", 4711
+    with pytest.raises(Incomplete):
+        reader(session, bytes(16)).first(data, len(data), address)
+    data += line * 2  # whose end shows that the one before it is not folded
+    assert reader(session, bytes(16)).first(data, len(data), address) == address[0]
