@@ -146,9 +146,11 @@ class Judge:
 
     def _was_forced(self, worker: Process, at: float) -> bool:
         """Tell whether a worker could wait no longer, after it had waited for as long as it may."""
-        if worker.forced is None or worker.leaving is None or worker.forced > at + 0.1:
+        # A master that ends kills without a word.
+        forced = worker.forced or (worker.gone and worker.gone - CLOSES)
+        if forced is None or worker.leaving is None or forced > at + 0.1:
             return False
-        return worker.forced >= worker.leaving + self._grace - 0.1
+        return (worker.forced or worker.gone or 0.0) >= worker.leaving + self._grace - 0.1
 
     def _is_lost_session(self, r: Record) -> bool:
         """Tell whether a Socket.IO session went with its worker, or by IP or header with its slot's."""

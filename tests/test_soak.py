@@ -76,7 +76,7 @@ KILLED = worker(gone=10.05, killed=True)
             failed(start=9.0),
             [worker(gone=10.05, killed=True, stopped=8.0)],
         ),
-        ("its worker has ended by itself", failed(last_pid=101), [worker(gone=10.05, leaving=5.0)]),
+        ("its worker has ended by itself", failed(last_pid=101), [worker(gone=10.05, leaving=9.0)]),
         ("its worker had more time", failed(last_pid=101), [worker(gone=10.05, leaving=9.0, forced=10.0)]),
         ("the dispatcher was killed before", failed(), [worker(), dispatcher(killed=True, gone=9.0)]),
         ("on an established connection", failed(kept=True), [worker(), dispatcher(killed=True, gone=10.05)]),
@@ -96,6 +96,7 @@ def test_lost_beyond_promise(what: str, record: Record, processes: list[Process]
         ("the dispatcher had it in its hands", failed(), [worker(), dispatcher(killed=True, gone=10.05)]),
         ("half its head was there", failed(split=True, seconds=0.15), [dispatcher(killed=True, gone=10.2)]),
         ("its session is gone", failed(outcome="404", owner=101), [worker(gone=9.0, leaving=5.0)]),
+        ("its master has ended, and did not wait", failed(last_pid=101), [worker(gone=10.2, leaving=8.0)]),
     ],
 )
 def test_not_beyond_promise(what: str, record: Record, processes: list[Process]):
