@@ -17,11 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import STICKY, TESTS, Server, addresses, wait_for
+from test_proxies import HAPROXY, haproxy
 
 pytestmark = pytest.mark.load
 
@@ -38,6 +40,10 @@ SERVERS = {
     "ip": (),
     "idle": (),
     "session": ("--sticky-by", "session", "--sticky-session-keys", "header:x-sid", "--sticky-header-timeout", "1"),
+    "forwarded": ("--sticky-proxy", "--sticky-header", "forwarded", "--sticky-header-timeout", "1"),
+    "trusted": ("--sticky-proxy", "--sticky-trusted-proxies", "127.0.0.0/8", "--sticky-header-timeout", "1"),
+    "query": ("--sticky-by", "session", "--sticky-header-timeout", "1"),
+    "cookie": ("--sticky-by", "cookie", "--sticky-cookie", "gunicorn_sticky", "--sticky-header-timeout", "1"),
 }
 #: By mode and kind of attack (see clients/hostile.py): how each connection ends, and its deadline.
 ATTACKS = {
@@ -58,10 +64,25 @@ ATTACKS = {
 }
 #: How many of `CLIENTS`: those that cause much work by themselves are fewer.
 SHARES = {"silent": 2, "huge": 0.05, "pieces": 0.25, "second": 0.25}
+#: By mode, the forms of heads that cost its reader most.
+FORMS = {
+    "header": ["nodes"],
+    "trusted": ["nodes"],
+    "forwarded": ["parameters", "elements"],
+    "session": ["ids"],
+    "query": ["query"],
+    "cookie": ["cookies", "pairs", "others"],
+}
+#: How they end: by us, or by Gunicorn's limits.
+REFUSED = "400 408 414 431 closed"
+#: How many of them begin in a second, and for how many seconds they do.
+RATES, FLOOD = ((25, 100) if "STICKY_FAULTS" in os.environ else (100,)), 1.5
+FLOODS = [(mode, form, rate) for mode, forms in FORMS.items() for form in forms for rate in RATES]
 
 
 def serve(mode: str) -> Server:
-    return Server(*STICKY, "-w", "4", *SERVERS[mode], "whoami:app")
+    options = ("-k", "gevent") if mode == "stock" else (*STICKY, *SERVERS[mode])
+    return Server(*options, "-w", "4", "whoami:app")
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +102,12 @@ def server_for() -> Iterator[Callable[[str], Server]]:
 
 
 def ask(server: Server, client: str) -> dict[str, Any]:
-    return server.who(source=client, headers={"X-Forwarded-For": client})
+    return server.who(source=client, headers={"X-Forwarded-For": client, "Forwarded": f"for={client}"})
 
 
-def hostile(kind: str, port: int, count: int) -> dict[str, Any]:
-    """Let `count` clients of a kind connect, all of them within a second, and return how they ended."""
-    command = [sys.executable, str(TESTS / "clients" / "hostile.py"), kind, str(port), str(count)]
+def hostile(kind: str, port: int, count: int, seconds: float = 1.0) -> dict[str, Any]:
+    """Let `count` clients of a kind connect, all of them within so many seconds, and return how they ended."""
+    command = [sys.executable, str(TESTS / "clients" / "hostile.py"), kind, *map(str, (port, count, seconds))]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
     return dict(json.loads(done.stdout))
 
@@ -143,29 +164,34 @@ def descriptors(server: Server) -> dict[int, int]:
     return {pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in [server.pid, *server.children()]}
 
 
-@pytest.mark.parametrize(("mode", "kind"), ATTACKS, ids=map("-".join, ATTACKS))
-def test_the_others_hardly_notice(server_for: Callable[[str], Server], mode: str, kind: str):
-    """Their p99 stays below twice its idle value, or below 50 ms.
+def check_others(
+    servers: Sequence[Server],
+    attack: Callable[[], dict[str, Any]],
+    ends: str,
+    deadline: float,
+) -> None:
+    """Check that the others' p99 stays below twice its idle value, or below 50 ms, and that nobody dies or leaks.
 
     Attackers, clients and other tests share the machine with the server. So the idle value is that of another server
-    at the same time, whom nobody attacks, and one good round of three will do: what is slow by itself is so every time.
+    at the same time, and one good round of three will do: what is slow by itself is so every time.
+
+    Args:
+        servers: the one that is attacked, and the other one
+        attack: returns how the attackers ended
+        ends: how they may end
+        deadline: seconds after which they do
     """
-    server, idle_server = server_for(mode), server_for("idle")
+    server = servers[0]
     dispatcher = server.booted("dispatcher")[0]
     before = descriptors(server)
-    count = {"silent": 2 * CLIENTS, "huge": CLIENTS // 20, "pieces": CLIENTS // 4, "second": CLIENTS // 4}.get(
-        kind, CLIENTS
-    )
-    ends, deadline = ATTACKS[mode, kind]
     rounds = []
     for _ in range(3):
-        with Honest(server, idle_server) as honest:
+        with Honest(*servers) as honest:
             honest.wait(20)
-            report = hostile(kind, server.port, count)
+            report = attack()
             honest.wait(100)  # after a short attack too, because it may go on in the server
         assert not honest.failures
         assert set(report["ends"]) <= set(ends.split())
-        assert sum(report["ends"].values()) == count
         assert report["longest"] < deadline + LATE
         busy, idle = map(p99, honest.seconds)
         if busy < max(2 * idle, 0.05):
@@ -180,6 +206,49 @@ def test_the_others_hardly_notice(server_for: Callable[[str], Server], mode: str
     wait_for(
         lambda: all(count <= before[pid] for pid, count in descriptors(server).items()), "connections to be closed"
     )
+
+
+@pytest.mark.parametrize(("mode", "kind"), ATTACKS, ids=map("-".join, ATTACKS))
+def test_the_others_hardly_notice(server_for: Callable[[str], Server], mode: str, kind: str):
+    servers = server_for(mode), server_for("idle")
+    count = int(CLIENTS * SHARES.get(kind, 1))
+    ends, deadline = ATTACKS[mode, kind]
+    check_others(servers, lambda: hostile(kind, servers[0].port, count), ends, deadline)
+
+
+@pytest.mark.parametrize(("mode", "form", "rate"), FLOODS)
+def test_heads_that_cost_much_to_read(server_for: Callable[[str], Server], mode: str, form: str, rate: int):
+    """A head without a known id in 100 of them begins a new session, and so goes on to Gunicorn's parser, in a worker.
+
+    What that costs is Gunicorn's. So the other server is a stock one then, which has the same attackers.
+    """
+    server = server_for(mode)
+    attacked = [server, server_for("stock")] if SERVERS[mode][0] == "--sticky-by" else [server]
+
+    def attack() -> dict[str, Any]:
+        with ThreadPoolExecutor(len(attacked)) as pool:
+            count = int(rate * FLOOD / len(attacked))
+            report, *_ = pool.map(lambda server: hostile(form, server.port, count, FLOOD), attacked)
+        return report
+
+    check_others((server, attacked[-1] if attacked[1:] else server_for("idle")), attack, REFUSED, WORKER)
+
+
+@pytest.mark.parametrize(("mode", "form"), [(mode, form) for mode, forms in FORMS.items() for form in forms])
+def test_such_a_head_after_a_request(server_for: Callable[[str], Server], mode: str, form: str):
+    """A single one for each worker, a byte every 10 ms."""
+    servers = server_for(mode), server_for("idle")
+    check_others(servers, lambda: hostile(f"second-{form}", servers[0].port, 4, 0.1), f"200 {REFUSED}", WORKER)
+
+
+@pytest.mark.parametrize(("mode", "form"), [(mode, form) for mode, forms in FORMS.items() for form in forms])
+def test_such_heads_through_haproxy(server_for: Callable[[str], Server], tmp_path: Path, mode: str, form: str):
+    """Heads that end, of as many bytes as HAProxy takes."""
+    servers = server_for(mode), server_for("idle")
+    with haproxy(tmp_path, servers[0].port, HAPROXY) as port:
+        check_others(
+            servers, lambda: hostile(f"whole-{form}", port, int(max(RATES) * FLOOD), FLOOD), f"200 {REFUSED}", 0.0
+        )
 
 
 def test_heads_without_end_in_a_worker():
