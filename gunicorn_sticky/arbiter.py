@@ -11,6 +11,7 @@ import errno
 import functools
 import math
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -38,6 +39,7 @@ from .worker import GeventStickyWorker
 
 if TYPE_CHECKING:
     from .status_server import StatusSocket
+    from .upgrade import Legacy
 
 #: A worker that has reached max_requests waits for a successor while there are so many, or processes would pile up.
 WORKERS_PER_SLOT = 2
@@ -82,7 +84,10 @@ def new_arbiter(app: Any, stock: Any) -> Any:
         arbiter = _one_worker(stock)(app)
         arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
         return arbiter
-    return StickyArbiter(app)
+    try:
+        return StickyArbiter(app)
+    except OSError as error:  # as there is no memory to share
+        raise Refused(error.strerror or str(error)) from error
 
 
 def _refuse(message: str, *args: Any) -> None:
@@ -595,19 +600,41 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self._has_other():
             super().reexec()  # refuses
             return
-        from .channel import Channel
-        from .upgrade import VARIABLE, Legacy
+        from .upgrade import VARIABLE
 
-        try:
-            # Made here, so that each master knows the way to the other one's workers.
-            self._other_seat_channels = [Channel() for _ in self._seat_channels]
-        except OSError as error:
-            self.log.error("USR2 signal ignored: %s (setting: ulimit -n)", error.strerror)
-            return
+        with contextlib.ExitStack() as stack:
+            try:
+                self.cfg.env_orig[VARIABLE] = stack.enter_context(self._new_legacy().inheritable())
+            except OSError as error:
+                self.log.error("USR2 signal ignored: %s (setting: ulimit -n)", error.strerror)
+                return
+            try:
+                super().reexec()
+            except BaseException:
+                if os.getpid() == self.pid:
+                    raise
+                self.log.exception("Exception in the new master")
+                os._exit(1)  # or it would stop the workers, which are its parent's
+
+    def _new_legacy(self) -> Legacy:
+        """Return what a new master is to be given.
+
+        Raises:
+            OSError: the limit of open files leaves no room for it
+        """
+        from .channel import Channel
+        from .upgrade import Legacy
+
+        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._seat_channels) + settings.SPARE_FILES
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY and needed > limit:
+            raise OSError(errno.EMFILE, f"two masters need {needed} open files each, and the limit is {limit}")
+        # Made here, so that each master knows the way to the other one's workers.
+        self._other_seat_channels = [Channel() for _ in self._seat_channels]
         self._other_board = self._board.other()
         self._other_board.phase = STARTING
         self._show_up = time.monotonic() + SHOW_UP
-        legacy = Legacy(
+        return Legacy(
             secret=self._secret,
             board=self._board,
             owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
@@ -618,15 +645,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             cluster_socket=self._cluster_socket,
             status_socket=self._status_socket,
         )
-        with legacy.inheritable() as text:
-            self.cfg.env_orig[VARIABLE] = text
-            try:
-                super().reexec()
-            except BaseException:
-                if os.getpid() == self.pid:
-                    raise
-                self.log.exception("Exception in the new master")
-                os._exit(1)  # or it would stop the workers, which are its parent's
 
     def _has_other(self) -> bool:
         """Tell whether there is another master: the one that started this one, or one that this one has started."""

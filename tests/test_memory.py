@@ -10,10 +10,11 @@ import select
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, STICKY, Server, addresses, wait_for
+from harness import BIN, PATIENCE, STICKY, Server, addresses, wait_for
 from test_status import run, status
 
 from gunicorn_sticky import board as boards
@@ -21,7 +22,7 @@ from gunicorn_sticky import figures, memory
 from gunicorn_sticky.board import MAX_SLOTS, REQUEST, RUNNING, SEATS, STOPPED, STOPPING, Board, MasterBoard
 from gunicorn_sticky.figures import Figures, Row
 from gunicorn_sticky.status import Server as Status
-from gunicorn_sticky.status import slot_state
+from gunicorn_sticky.status import find, slot_state
 
 CLIENTS = addresses(24)
 MOST = (1 << 64) - 1
@@ -291,6 +292,57 @@ def test_whatever_is_counted_can_be_shown(board: MasterBoard):
         assert list(metrics(seen))
         with open(os.devnull, "w") as nowhere:
             Console(file=nowhere, width=80).print(_page([seen], [seen]))
+
+
+def test_the_newest_dispatcher_is_the_one_made_last_whatever_the_clock_says(board: MasterBoard):
+    table, now = Figures(), time.time_ns()
+    for number, (pid, started) in enumerate([(os.getppid(), now), (os.getpid(), now - 3600 * 10**9)]):
+        row = figures.begin(table.dispatcher(number), gauges=3)
+        row[figures.PID], row[figures.STARTED] = pid, started
+    table.master()[figures.DISPATCHERS_MADE] = 2
+    assert Status(table, board.shared()).status()["dispatcher"]["pid"] == os.getpid()
+    row[figures.STARTED] = now + 3600 * 10**9
+    assert Status(table, board.shared()).status()["dispatcher"]["age"] == 0
+
+
+def test_cpu_time_is_not_counted_in_ticks(board: MasterBoard):
+    """A dispatcher's second with few connections is less than the 10 ms of a tick."""
+    table = Figures()
+    table.master()[figures.DISPATCHERS_MADE] = 1
+    figures.begin(table.dispatcher(0), gauges=3)[figures.PID] = os.getpid()
+    server = Status(table, board.shared())
+    before = server.status()["dispatcher"]["cpu_seconds"]
+    spent = time.process_time()
+    while time.process_time() - spent < 0.001:
+        pass
+    after = server.status()["dispatcher"]["cpu_seconds"]
+    assert 0.001 <= after - before < 1
+    assert abs(after - time.process_time()) < 1
+
+
+def test_cpu_time_where_processes_have_no_clocks(board: MasterBoard, monkeypatch: pytest.MonkeyPatch):
+    def clock_gettime(clock: int) -> float:
+        raise OSError
+
+    monkeypatch.setattr(time, "clock_gettime", clock_gettime)
+    table = Figures()
+    table.master()[figures.DISPATCHERS_MADE] = 1
+    figures.begin(table.dispatcher(0), gauges=3)[figures.PID] = os.getpid()
+    seen = Status(table, board.shared()).status()["dispatcher"]["cpu_seconds"]
+    assert abs(seen - time.process_time()) < 1
+
+
+@pytest.mark.parametrize("blocks", [1 << 20, 1024])
+def test_a_limit_on_the_size_of_files(blocks: int):
+    """Of 1 GiB, or of 1 MiB, where there is no room for messages between workers."""
+    command = ["bash", "-c", f'ulimit -f {blocks} && exec "$0" "$@"', str(BIN / "gunicorn")]
+    with Server(*STICKY, "-w", "2", "whoami:app", command=command) as server:
+        wait_for(lambda: list(find(server.pid)) and status(server)["state"] == "ok", "the workers")
+        assert server.get().status == 200
+    command[2] = command[2].replace(str(blocks), "100")
+    with Server(*STICKY, "-w", "2", "whoami:app", command=command) as server:
+        assert server.process.wait(PATIENCE) == 1
+        assert re.fullmatch(r"\s*Error: .* bytes of shared memory are beyond the limit \(ulimit -f\)\s*", server.log)
 
 
 def test_the_state_of_a_slot_is_that_of_its_best_worker():

@@ -319,3 +319,17 @@ def test_an_idle_connection_leads_to_the_master_in_charge():
         assert fresh() == old
         for connection in connections:
             connection.close()
+
+
+def test_an_upgrade_needs_open_files():
+    """With too few, which the start does not need, the old master says so and goes on."""
+    command = ["sh", "-c", 'ulimit -n 90 && exec "$0" "$@"', str(BIN / "gunicorn")]
+    with Server(*STICKY, "-w", "4", "--pid", "pid", *BY_SESSION, command=command) as server:
+        server.wait_for_log(r"Slot \d: ready", count=4)
+        session = ask(server, CLIENTS[0], "/new")
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for_log(r"USR2 signal ignored: two masters need \d+ open files each, .* 90 \(setting: ulimit -n\)")
+        assert use(server, session)["count"] == 1
+        assert server.alive("worker") == server.booted("worker")
+        assert not (server.folder / "pid.2").exists()
+        assert server.stop() == 0
