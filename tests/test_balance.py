@@ -50,6 +50,7 @@ class Workers:
             bytes(16),
             Affinity(by="session"),
             self.board,
+            self.board.other(),
         )
         self._slots = {id(channel): slot for slot, channel in enumerate(channels)}
         for slot in range(count):
@@ -123,7 +124,8 @@ def test_garbage_in_shared_memory_ends_nobody():
     workers = Workers(4)
     workers.board._cells[boards._MOST] = 2**64 - 1
     workers.board._cells[boards._ROWS + boards._GIVEN] = 2**64 - 1
-    assert {workers.serve() for _ in range(8)} == {0, 1, 2, 3}
+    # The others may be behind by so much, and catch up first.
+    assert {workers.serve() for _ in range(4 * boards.LAG // boards.REQUEST)} == {0, 1, 2, 3}
 
 
 # --- the real thing ---
