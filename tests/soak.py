@@ -39,6 +39,8 @@ BOUND = TIMEOUT + 9.0
 RECOVERY = 30.0
 #: Seconds for which a configuration is run before the next one's turn.
 SHORTEST, LONGEST = 14, 240
+#: Seconds that the end of a configuration takes.
+ROUND_ENDS = 4
 #: Seconds without a worker or dispatcher after which lanes may fill.
 FILLS = 1.0
 #: Descriptors that a process may have more than at the start: another slot's channels, if there has been one.
@@ -495,7 +497,6 @@ def soak(by: str, front: str, seconds: float, chance: random.Random, kept: Path)
     Args:
         kept: where its log is left, if something is found
     """
-    deadline = time.monotonic() + seconds
     options = [*OPTIONS[by], "-w", str(WORKERS), "--graceful-timeout", str(GRACE), "--timeout", str(TIMEOUT)]
     options += ["--keep-alive", "75" if front else "5", "--sticky-header-timeout", "3", "--pid", "pid"]
     options += ["--sticky-status", "127.0.0.1:0"]
@@ -532,7 +533,8 @@ def soak(by: str, front: str, seconds: float, chance: random.Random, kept: Path)
         stack.callback(faults.close)
         try:
             faults.settle()
-            while time.monotonic() < deadline - 4:
+            deadline = time.monotonic() + seconds - ROUND_ENDS
+            while time.monotonic() < deadline:
                 faults.inject()
             faults.settle()
         except AssertionError as error:
