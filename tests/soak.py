@@ -115,6 +115,8 @@ class Watch(threading.Thread):
             self._add(Process(pid, "worker", time.monotonic(), master, slot))
         elif match := re.search(r"\[(\d+)\] \[INFO\] Autorestarting worker", line):
             self._history.processes[int(match.group(1))].leaving = time.monotonic()
+        elif match := re.search(r"Slot \d+: ready \(pid: (\d+)\)", line):
+            self._history.processes[int(match.group(1))].ready = time.monotonic()
         elif match := re.search(r"Worker graceful timeout \(pid:(\d+)\)", line):
             self._history.processes[int(match.group(1))].forced = time.monotonic()
         elif match := re.search(r"TIMEOUT \(pid:(\d+)\)|\(pid:(\d+)\) (?:was sent SIG(?!TERM)|has died|exited)", line):

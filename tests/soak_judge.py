@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from under_load import Record
 
-#: Seconds after a process's death in which the kernel closes what it had.
-CLOSES = 0.6
+#: Seconds in which the kernel closes what a dead process had, before and after it says that this is dead.
+CLOSING, CLOSES = 0.5, 0.6
 #: Seconds until a dispatcher has noticed that its master is gone.
 ORPHANED = 2.0
 
@@ -30,6 +30,8 @@ class Process:
     #: The master's pid.
     master: int = 0
     slot: int = -1
+    #: When its master has seen that it serves.
+    ready: float | None = None
     #: Whether it has been killed, or has crashed; otherwise it ends by itself.
     killed: bool = False
     #: Since when it stands still.
@@ -86,11 +88,14 @@ class Judge:
         proxied: whether there is a proxy in front, so that nobody knows which connections of the server a request took
         history: what has happened to the server
         grace: its graceful_timeout
-        bound: seconds that any request may take longer than what it asks for
+        bound: seconds that any request may take longer than what it asks for, beside the boot of a worker
     """
 
     def __init__(self, by: str, proxied: bool, history: History, grace: float, bound: float) -> None:
-        self._by, self._proxied, self._history, self._grace, self._bound = by, proxied, history, grace, bound
+        self._by, self._proxied, self._history, self._grace = by, proxied, history, grace
+        # One that boots may have to be replaced.
+        boots = [worker.ready - worker.born for worker in history.of("worker") if worker.ready]
+        self._bound = bound + 2 * max(boots, default=0.0)
         self._by_session = by in ("session", "cookie")
         self._ends = sorted((w for w in history.of("worker") if w.gone is not None), key=lambda w: w.gone or 0.0)
         self._gone = [w.gone or 0.0 for w in self._ends]
@@ -125,9 +130,9 @@ class Judge:
         if self._history.within("lanes", r.start, r.end) and any(self._dispatchers_killed(r.start, r.end + 0.1)):
             return True
         for worker in self._ends[bisect.bisect_left(self._gone, r.end - CLOSES) :]:
-            if worker.killed and (worker.gone or 0.0) - 0.05 <= r.end and self._was_inside(r, worker, homes):
+            if worker.killed and (worker.gone or 0.0) - CLOSING <= r.end and self._was_inside(r, worker, homes):
                 return True
-            if self._was_forced(worker, r.end) and (self._proxied or worker.pid in (r.last_pid, r.owner)):
+            if self._was_forced(worker, r.end) and self._was_waited_for(r, worker, homes):
                 return True
         return False
 
@@ -151,6 +156,13 @@ class Judge:
         if forced is None or worker.leaving is None or forced > at + 0.1:
             return False
         return (worker.forced or worker.gone or 0.0) >= worker.leaving + self._grace - 0.1
+
+    def _was_waited_for(self, r: Record, worker: Process, homes: dict[str, int]) -> bool:
+        """Tell whether a request was what a worker could wait for no longer."""
+        if self._proxied or worker.pid in (r.last_pid, r.owner):
+            return True
+        is_old = r.start <= (worker.forced or worker.gone or 0.0) - self._grace + 0.2
+        return is_old and (self._by_session or homes.get(r.client, worker.slot) == worker.slot)
 
     def _is_lost_session(self, r: Record) -> bool:
         """Tell whether a Socket.IO session went with its worker, or by IP or header with its slot's."""

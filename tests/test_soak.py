@@ -95,6 +95,7 @@ def test_lost_beyond_promise(what: str, record: Record, processes: list[Process]
         ("that worker could wait no longer", failed(last_pid=101), [worker(gone=10.5, leaving=7.0, forced=10.0)]),
         ("the dispatcher had it in its hands", failed(), [worker(), dispatcher(killed=True, gone=10.05)]),
         ("half its head was there", failed(split=True, seconds=0.15), [dispatcher(killed=True, gone=10.2)]),
+        ("that worker had waited for it", failed(start=7.5), [worker(gone=10.5, leaving=7.0, forced=10.0)]),
         ("its session is gone", failed(outcome="404", owner=101), [worker(gone=9.0, leaving=5.0)]),
         ("its master has ended, and did not wait", failed(last_pid=101), [worker(gone=10.2, leaving=8.0)]),
     ],
@@ -115,6 +116,7 @@ def test_behind_a_proxy_a_worker_takes_along_whatever_it_had():
 def test_hanging():
     assert found(answered(end=40.0), processes=(worker(),)) == ["hung"]
     assert found(answered(end=24.0), processes=(worker(),)) == []
+    assert found(answered(end=40.0), processes=(worker(ready=10.0),)) == []  # it may have to wait for such a boot
 
 
 def test_another_slot():
