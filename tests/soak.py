@@ -221,7 +221,7 @@ class Faults:
                 self._history.windows.append(Window("lanes", start, time.monotonic() + FILLS))
             if not process.killed and process.gone is None:
                 process.stopped = None
-                _signal(process.pid, signal.SIGCONT)
+            _signal(process.pid, signal.SIGCONT)
 
     def _pause(self, process: Process | None, most: float = 2.0) -> None:
         if process is not None:
@@ -619,7 +619,8 @@ def ends(server: Server, faults: Faults) -> list[Finding]:
 
 def tracebacks(server: Server) -> list[Finding]:
     """Return what the log tells of exceptions."""
-    found = re.findall(r"^Traceback .*\n(?: .*\n)*(.*)$", server.log, re.MULTILINE)
+    # Of exceptions in the handling of others only the last one counts.
+    found = re.findall(r"^Traceback .*\n(?: .*\n)*(\S.*)$(?!\n\nDuring handling)", server.log, re.MULTILINE)
     return [Finding(f"exception in the log: {line}") for line in found if not line.startswith(EXPECTED)]
 
 
