@@ -312,6 +312,9 @@ class SessionReader(Reader):
                     self._try(rank, values(value), head)
                 if head.rank <= self._best_field or head.spent >= MAX_VALUES:
                     break
+        if self._fields and head.spent >= MAX_VALUES:
+            # A head that is made to cost time should not cost it the worker, before it is known to have an end.
+            head.find_end(data, size)
         if head.owner is not None:
             self.source = self._session
             return str(head.owner)
