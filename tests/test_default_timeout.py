@@ -33,6 +33,8 @@ from gunicorn_sticky.channel import Channel
 from gunicorn_sticky.cluster_socket import ClusterSocket
 from gunicorn_sticky.status_server import StatusSocket
 
+pytestmark = pytest.mark.features
+
 channel = Channel()
 status, cluster = StatusSocket("127.0.0.1:0"), ClusterSocket("socket")
 channels = channel, Channel.inherited(*map(os.dup, channel.filenos()))

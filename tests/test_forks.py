@@ -12,6 +12,8 @@ from harness import STICKY, Server, wait_for
 
 from gunicorn_sticky.status import find
 
+pytestmark = pytest.mark.features
+
 CONFIG = """
 def post_worker_init(worker):
     import forks

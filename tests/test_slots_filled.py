@@ -14,6 +14,8 @@ from harness import STICKY, Server, addresses, wait_for
 
 from gunicorn_sticky.board import SEATS
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(24)
 #: Longer than any test waits.
 GRACE = ("--graceful-timeout", "120")

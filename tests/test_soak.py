@@ -9,6 +9,8 @@ import pytest
 from soak_judge import History, Judge, Process, Window
 from under_load import Record
 
+pytestmark = pytest.mark.features
+
 GRACE, BOUND = 2.0, 15.0
 RECORD = Record(
     client="127.1.0.1",

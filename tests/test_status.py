@@ -320,7 +320,8 @@ def test_it_answers_while_everything_stands_still():
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_table(columns: int):
-    with Server(*STICKY, "-w", "3", "--sticky-by", "session", "whoami:app", control_socket=True) as server:
+    options = ("--sticky-by", "session", "--keep-alive", "60")
+    with Server(*STICKY, "-w", "3", *options, "whoami:app", control_socket=True) as server:
         server.wait_for_log("Control socket")
         wait_for(lambda: status(server)["state"] == "ok", "all workers")
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
