@@ -26,14 +26,14 @@ BY = {
 }
 
 #: Makes all our sockets, new and inherited, and tells their timeouts.
+pytestmark = pytest.mark.features
+
 PROGRAM = """
 import os, socket
 socket.setdefaulttimeout(5)
 from gunicorn_sticky.channel import Channel
 from gunicorn_sticky.cluster_socket import ClusterSocket
 from gunicorn_sticky.status_server import StatusSocket
-
-pytestmark = pytest.mark.features
 
 channel = Channel()
 status, cluster = StatusSocket("127.0.0.1:0"), ClusterSocket("socket")
