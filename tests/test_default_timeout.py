@@ -25,9 +25,9 @@ BY = {
     "cookie": ("--sticky-by", "cookie"),
 }
 
-#: Makes all our sockets, new and inherited, and tells their timeouts.
 pytestmark = pytest.mark.features
 
+#: Makes all our sockets, new and inherited, and tells their timeouts.
 PROGRAM = """
 import os, socket
 socket.setdefaulttimeout(5)
