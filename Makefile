@@ -8,7 +8,7 @@ OLDEST := gunicorn==25.1.0
 # The tests mostly wait: more of them than there are processors can run at once.
 JOBS ?= 6
 # But a server under load needs much of a processor.
-LOADS ?= 3
+LOADS ?= 2
 
 BIN := .venv/bin
 READY := .venv/ready
