@@ -26,16 +26,20 @@ import socket
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gunicorn.config import Config
 
 from gunicorn_sticky import dispatcher
 from gunicorn_sticky.affinity import Affinity
 from gunicorn_sticky.board import SEATS, Board
 from gunicorn_sticky.channel import Channel
 from gunicorn_sticky.figures import Figures, Row
+from gunicorn_sticky.request import refuser
 from gunicorn_sticky.route import Channels
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -121,6 +125,7 @@ class Rig:
             plan = dispatcher.Plan(
                 parent=os.getppid(),
                 affinity=AFFINITIES[self.by],
+                refuses=refuser(Config()),
                 secret=bytes(16),
                 listeners=[self._listener.fileno()],
                 tls=False,
@@ -134,6 +139,8 @@ class Rig:
                 figures=Row(Figures().dispatcher(0)),
             )
             dispatcher.run(plan, logging.getLogger(), lambda: None)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(1)
 
