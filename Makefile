@@ -1,4 +1,5 @@
-# What developers do. Every target installs what it needs: Python packages in .venv, programs with apt-get.
+# What developers do. Every target installs what it needs: Python packages in .venv, programs with apt-get; `make demo`
+# only Python packages, in .venv-demo.
 
 PYTHON ?= python3
 # The suite runs on those of them that are present, on the first with the oldest Gunicorn that is supported; without
@@ -14,6 +15,7 @@ BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready
 OLDEST_GUNICORN := .venv/oldest-gunicorn
+DEMO := .venv-demo
 BENCH_READY := .venv/bench-ready
 # Seconds for each target.
 FUZZ_SECONDS ?= 4
@@ -37,8 +39,8 @@ lint: $(READY)
 check: lint
 	@$(MAKE) --no-print-directory test
 
-demo: $(READY)
-	$(BIN)/python examples/chat/demo.py
+demo: $(DEMO)/ready
+	$(DEMO)/bin/python examples/chat/demo.py
 
 # The site, in build/docs; a warning is an error.
 docs: $(READY)
@@ -108,12 +110,18 @@ matrix: programs
 	done
 
 clean:
-	rm -rf .venv .ci/venv* build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(DEMO) .ci/venv* build dist .mypy_cache .pytest_cache .ruff_cache
 	find . \( -name node_modules -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml | programs
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet -e '.[dev,docs,test]'
+	@touch $@
+
+$(DEMO)/ready: pyproject.toml examples/chat/requirements.txt
+	@echo "Installing what the demo needs in $(DEMO)"
+	@$(PYTHON) -m venv $(DEMO)
+	@$(DEMO)/bin/pip install --quiet -e . -r examples/chat/requirements.txt
 	@touch $@
 
 # A wheel that not every Python has.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,13 +17,17 @@ from typing import Any
 import pytest
 import requests
 import socketio
-from harness import PATIENCE, STICKY, TESTS, Server, addresses, npm_ci, wait_for
+from harness import PATIENCE, STICKY, TESTS, Server, addresses, clean_env, npm_ci, wait_for
 from requests.adapters import HTTPAdapter
 
 pytestmark = pytest.mark.programs
 
 EXAMPLES = TESTS.parent / "examples"
 BROWSER = TESTS / "browser"
+#: What the demo's set-up may start.
+PYTHON_ONLY = {"echo", "python3", ".venv-demo/bin/pip", ".venv-demo/bin/python", "touch"}
+#: Seconds until the chat's page shows all workers; it takes less than half a second where nothing else runs.
+AT_ONCE = 5.0
 DEMO = [sys.executable, str(EXAMPLES / "chat" / "demo.py")]
 WORKERS = 4
 
@@ -122,12 +128,13 @@ class Guest:
         self.rosters: dict[int, Any] = {}
         self.heard: list[str] = []
         self.slot: int | None = None
+        self.pid: int | None = None
         self.client = stack.enter_context(
             client(server, "127.0.0.1", transports, welcome=self._welcome, roster=self._roster, said=self._said)
         )
 
     def _welcome(self, welcome: dict[str, Any]) -> None:
-        self.slot = welcome["slot"]
+        self.slot, self.pid = welcome["slot"], welcome["pid"]
 
     def _roster(self, roster: dict[str, Any]) -> None:
         self.rosters[roster["slot"]] = roster
@@ -138,6 +145,32 @@ class Guest:
     def wait_for_all_workers(self) -> None:
         """Wait until this guest hears every worker, which shows that its own worker listens to the others."""
         wait_for(lambda: len(self.rosters) == WORKERS, "the rosters of all workers")
+
+
+def test_chat_shows_all_workers_and_a_line_before_anybody_has_typed() -> None:
+    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server, ExitStack() as stack:
+        server.wait_for_log("The chat is at")
+        for transports in (["polling"], ["websocket"], ["polling", "websocket"]):
+            start = time.monotonic()
+            guest = Guest(stack, server, transports)
+            guest.wait_for_all_workers()
+            assert time.monotonic() - start < AT_ONCE
+            bots = [[m["name"] for m in roster["members"] if m["bot"]] for roster in guest.rosters.values()]
+            assert sorted(bots) == [[f"Bot {number}"] for number in range(WORKERS)]  # one on each worker
+            greeting = f"Welcome, Guest. I am process {guest.pid}, on slot {guest.slot}, "
+            assert guest.heard[0].startswith(greeting), guest.heard
+            assert sum(text.startswith("Welcome") for text in guest.heard) == 1
+
+
+def test_demo_needs_nothing_but_python() -> None:
+    """Whatever is there already, its set-up starts no other programs, and asks nobody to become root."""
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", "demo"]
+    done = subprocess.run(
+        command, cwd=EXAMPLES.parent, env=clean_env({"MAKEFLAGS": ""}), check=True, capture_output=True, text=True
+    )
+    programs = [shlex.split(line)[0] for line in done.stdout.splitlines()]
+    assert programs[-1] == ".venv-demo/bin/python"
+    assert set(programs) <= PYTHON_ONLY
 
 
 def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
@@ -181,7 +214,13 @@ def test_two_browser_windows_on_different_workers_chat(chat: Server) -> None:
     assert browser.returncode == 0
     shown = json.loads(output)
     assert shown.pop("process").startswith("process ")
+    first = shown.pop("first")
+    assert first.pop("seconds") < AT_ONCE
+    greeting = first.pop("line")
+    assert greeting.startswith("Welcome, Guest ")
+    assert first == {"workers": [f"slot {slot}" for slot in range(WORKERS)], "bots": WORKERS}
     one, other = shown.pop("slots")
+    assert f", on {one}, " in greeting
     assert one != other
     assert shown == {
         "asked": [one, one],

@@ -29,6 +29,13 @@ def connect(sid, environ, auth):
         "key": environ.get("gunicorn_sticky.key"),
     }
     sio.emit("welcome", WORKER | members[sid], to=sid)
+    if not members[sid]["bot"]:
+        sio.enter_room(sid, "people")
+        greeting = "Welcome, {name}. I am process {pid}, on slot {slot}, and all that you send reaches me.".format_map(
+            WORKER | members[sid]
+        )
+        host = {"id": None, "name": "Worker", "bot": True}
+        sio.emit("said", WORKER | host | {"text": greeting, "time": time.time()}, to=sid)
     announce()
 
 
@@ -45,20 +52,20 @@ def say(sid, text):
 
 
 def announce():
-    """Tell everybody who is here."""
+    """Tell people who is here; bots do not ask."""
     here = [
         member | {"transport": sio.transport(sid)}
         for sid, member in members.items()
         if sio.manager.is_connected(sid, "/")
     ]
-    sio.emit("roster", WORKER | {"members": here})
+    sio.emit("roster", WORKER | {"members": here}, to="people")
 
 
 def announce_forever():
-    # Repeated, so that whoever comes later learns of all workers, and a worker that falls silent is known to be gone.
+    # Repeated, so that who comes later sees all workers at once, and a worker that falls silent is known to be gone.
     while True:
         announce()
-        sio.sleep(1)
+        sio.sleep(0.25)
 
 
 def where(environ, start_response):

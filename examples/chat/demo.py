@@ -32,15 +32,30 @@ class Bot:
         session = requests.Session()
         session.trust_env = False  # no proxy from the environment
         session.headers["Connection"] = "close"  # each request is a new connection
+        self._url = url
         self._number = number
         self._me = {}
+        self._welcomed = threading.Event()
         self._lines = itertools.cycle(LINES[number % len(LINES) :] + LINES[: number % len(LINES)])
         self._client = socketio.Client(http_session=session, reconnection_delay_max=1, handle_sigint=False)
-        self._client.on("welcome", self._me.update)
+        self._client.on("welcome", self._welcome)
         self._client.on("said", self._answer)
-        # With retry, an attempt that fails is repeated in the background.
-        auth = {"name": f"Bot {number}", "bot": True}
-        self._client.connect(url, auth=auth, transports=["polling"], retry=True)
+
+    def connect(self):
+        """Become a client, and return the slot of the worker that serves it."""
+        self._welcomed.clear()
+        auth = {"name": f"Bot {self._number}", "bot": True}
+        # The server may be slow to start, and with retry, an attempt that fails is repeated.
+        self._client.connect(self._url, auth=auth, transports=["polling"], wait_timeout=10, retry=True)
+        self._welcomed.wait()
+        return self._me["slot"]
+
+    def disconnect(self):
+        self._client.disconnect()
+
+    def _welcome(self, me):
+        self._me = me
+        self._welcomed.set()
 
     def _answer(self, message):
         if not message["bot"]:
@@ -55,8 +70,20 @@ class Bot:
             self._client.emit("say", line.format(**self._me))
 
 
+def settle(bots):
+    """Connect each bot to a worker of its own, as far as there are so many."""
+    slots = {bots[0].connect()}
+    deadline = time.monotonic() + 5
+    for bot in bots[1:]:
+        while (slot := bot.connect()) in slots and time.monotonic() < deadline:  # the others are still booting
+            bot.disconnect()
+            time.sleep(0.1)
+        slots.add(slot)
+
+
 def run_bots(url):
     bots = [Bot(url, number) for number in range(BOTS)]
+    settle(bots)
     print(f"\n  The chat is at {url} (stop it with Ctrl-C)\n", flush=True)
     while True:
         for bot in bots:

@@ -1,5 +1,5 @@
 // Opens the chat example in windows of Chromium, until two of them are on different workers: node chat.mjs URL
-// Lets them talk to each other, and prints what they showed as JSON.
+// Lets them talk to each other, and prints what they showed as JSON: the first one before anybody had typed.
 import { chromium } from "playwright-core";
 import { launch } from "./launch.mjs";
 
@@ -34,15 +34,23 @@ async function say(speaker, listener, text) {
 }
 
 try {
+  const start = performance.now();
   const one = await visit();
+  await one.page.locator(".worker").nth(3).waitFor();
+  const first = {
+    seconds: (performance.now() - start) / 1000,
+    workers: await one.page.locator(".worker .badge").allTextContents(),
+    bots: await one.page.locator(".worker li", { hasText: "Bot" }).count(),
+    line: await one.page.locator(".message .what").first().textContent(),
+  };
   let other = await visit();
   for (let windows = 2; other.slot === one.slot && windows < 10; windows++) other = await visit();
   const asked = await say(one, other, "Hello from one window");
   const answered = await say(other, one, "Hello from the other");
-  await one.page.locator(".worker").nth(3).waitFor();
   await one.page.click("#ask");
   await one.page.locator("#answers span").waitFor();
   const shown = {
+    first,
     slots: [one.slot, other.slot],
     asked,
     answered,

@@ -1,7 +1,7 @@
 "use strict";
 
 const COLOURS = ["#2563eb", "#c2410c", "#15803d", "#9333ea", "#be123c", "#0e7490", "#a16207", "#57534e"];
-const SILENT = 5000; // a worker tells every second who is there
+const SILENT = 5000; // a worker tells several times a second who is there
 const $ = (id) => document.getElementById(id);
 
 /** Make an element. */
@@ -52,7 +52,6 @@ socket.on("disconnect", () => {
 });
 
 socket.on("welcome", (welcome) => {
-  if (welcome.pid !== me.pid) notice(`Process ${welcome.pid} on slot ${welcome.slot} serves you (${welcome.key})`);
   me = welcome;
   $("slot").textContent = `slot ${me.slot}`;
   paint($("slot"), me.slot);
