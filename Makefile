@@ -11,6 +11,9 @@ JOBS ?= 6
 # But a server under load needs much of a processor.
 LOADS ?= 2
 
+# The first pip that knows dependency groups; venv may bring an older one.
+GROUPS_PIP := 'pip>=25.1'
+EXTRAS := .[prometheus,status]
 BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready
@@ -25,7 +28,13 @@ SOAK_SECONDS ?= 1800
 export PATH := $(PATH):/usr/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: test lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build matrix clean programs
+# Shell commands that install Debian packages.
+apt_get_install = sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$sudo apt-get update -qq; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1)
+
+.PHONY: test lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build matrix clean \
+	programs venv
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) -m "not load"
@@ -103,7 +112,8 @@ matrix: programs
 		if [ $$python = none ]; then echo "Python $$version: not present"; continue; fi; \
 		venv=.ci/venv-$$version; \
 		$$python -m venv $$venv; \
-		$$venv/bin/pip install --quiet --upgrade -e '.[test]' $$gunicorn; \
+		$$venv/bin/pip install --quiet --upgrade $(GROUPS_PIP); \
+		$$venv/bin/pip install --quiet --upgrade -e '$(EXTRAS)' --group test $$gunicorn; \
 		echo "Python $$version, $$gunicorn"; \
 		STICKY_REQUESTS=100 $$venv/bin/pytest -q -n $(JOBS) -m "$$tests"; \
 		gunicorn=gunicorn; tests="not load and not programs and not features"; \
@@ -113,9 +123,10 @@ clean:
 	rm -rf .venv $(DEMO) .ci/venv* build dist .mypy_cache .pytest_cache .ruff_cache
 	find . \( -name node_modules -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml | programs
+$(READY): pyproject.toml | venv
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet -e '.[dev,docs,test]'
+	@$(BIN)/pip install --quiet --upgrade $(GROUPS_PIP)
+	@$(BIN)/pip install --quiet -e '$(EXTRAS)' --group dev --group docs --group test
 	@touch $@
 
 $(DEMO)/ready: pyproject.toml examples/chat/requirements.txt
@@ -126,27 +137,26 @@ $(DEMO)/ready: pyproject.toml examples/chat/requirements.txt
 
 # A wheel that not every Python has.
 $(FUZZ_READY): $(READY)
-	@$(BIN)/pip install --quiet -e '.[fuzz]'
+	@$(BIN)/pip install --quiet --group fuzz
 	@$(BIN)/pip install --quiet --no-deps --target $(OLDEST_GUNICORN) $(OLDEST)
 	@touch $@
 
-$(BENCH_READY): $(READY)
-	@$(BIN)/pip install --quiet -e '.[bench]'
+$(BENCH_READY): $(READY) | programs
+	@$(BIN)/pip install --quiet --group bench
 	@touch $@
+
+# Debian's Python makes virtual environments only with another package.
+venv:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call apt_get_install,python3-venv); }
 
 # Programs that tests and benchmark start, and the Debian packages that have them; nothing happens if all of them are
 # present.
 programs:
 	@missing=; \
-	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	for program in chromium curl npm openssl nginx haproxy prometheus redis-server slowhttptest strace wrk; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	find -L /usr/share/fonts -name '*.[ot]tf' 2>/dev/null | grep -q . || missing="$$missing fonts-dejavu-core"; \
-	if [ -n "$$missing" ]; then \
-		sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-		$$sudo apt-get update -qq; \
-		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; \
-	fi
+	if [ -n "$$missing" ]; then $(call apt_get_install,$$missing); fi
