@@ -35,6 +35,7 @@ pytestmark = pytest.mark.programs
 ROOT = TESTS.parent
 DOCS = ROOT / "docs"
 EXAMPLES = ROOT / "examples"
+GITHUB_PAGES = [ROOT / ".github" / name for name in ("SECURITY.md", "pull_request_template.md")]
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
 #: What every page takes for granted.
 PRELUDE = """
@@ -50,7 +51,7 @@ announce = print
 PATH = "/socket.io/?EIO=4&transport=polling"
 HEADERS = dict.fromkeys(("X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "X-Tenant"), "203.0.113.7")
 #: Programs that act on what is not here, and what a page with one of them has to say.
-ELSEWHERE = ("aws", "git", "heroku", "systemctl", "twine")
+ELSEWHERE = ("aws", "git", "heroku", "systemctl")
 NOT_RUN = re.compile(r"\*\*not\*\*\s+been\s+(run|built)")
 
 
@@ -430,7 +431,7 @@ def test_tutorial(tmp_path: Path) -> None:
 # --- the site ---
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / ".github" / "SECURITY.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *GITHUB_PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere_where_the_repository_is_shown(page: Path) -> None:
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", prose):
