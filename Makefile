@@ -44,6 +44,8 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict
+	$(BIN)/codespell
+	$(BIN)/zizmor --offline --quiet .github
 
 check: lint
 	@$(MAKE) --no-print-directory test
