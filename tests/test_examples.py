@@ -240,6 +240,7 @@ def test_demo_stops_cleanly(number: signal.Signals) -> None:
         assert server.stop(number) == 0
         assert not Path(f"/proc/{gunicorn}").exists()
         assert "Traceback" not in server.log
+        assert "ERROR" not in server.log
 
 
 def test_demo_says_that_the_port_is_in_use() -> None:

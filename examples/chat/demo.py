@@ -118,7 +118,7 @@ def main():
         return 0
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # at once, without waiting for open sessions
         server.wait()
 
 
