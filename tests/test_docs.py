@@ -447,6 +447,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_settings_that_are_listed() -> None:
+    """The documentation lists all of them, and the README, with the same words, those that everybody needs."""
+    listed = (DOCS / "settings.rst").read_text().partition(".. sticky-settings::")[0]
+    listed = " ".join(listed.replace("``", "`").split())
+    assert sorted(re.findall(r"\* - `(sticky_\w+)`", listed)) == sorted(NAMES)
+    rows = re.findall(
+        r"^\| `(sticky_\w+)` \| `(--[\w-]+)` \| (.*?) ?\| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(rows) == 5
+    for name, flag, default, meaning in rows:
+        assert flag == f"--{name.replace('_', '-')}"
+        assert f"* - `{name}` - {default or 'not set'} - {meaning}" in listed
+
+
 def test_site(site: Path) -> None:
     """It builds without a warning, and has all settings and all that is public."""
     assert {page.stem for page in PAGES if page.parent == DOCS} <= {page.stem for page in site.glob("*.html")}
