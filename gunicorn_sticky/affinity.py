@@ -17,7 +17,7 @@ from . import key as keys
 from . import proxy
 from .head import MAX_VALUES, Cookie, Fields, Head, Incomplete, Query
 from .key import COOKIE, HEADER, IP, PROXY, SESSION
-from .session import Ids
+from .session_ids import Ids
 
 
 class Missing(Exception):

@@ -24,13 +24,13 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.pidfile import Pidfile
 
-from . import figures, logs, settings
+from . import configuration, figures, logs, settings
 from .board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, MasterBoard
 from .children import Body, Children
 from .figures import Figures, Row
 from .request import refuser
 from .seat import Seat
-from .session import OWNERS
+from .session_ids import OWNERS
 from .slot_log import SlotLog
 from .slots import SECRET_SIZE
 from .statsd import Reporter
@@ -161,12 +161,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def setup(self, app: Any) -> None:
         """Take over a configuration, at start and on each reload (`gunicorn.arbiter.Arbiter.setup`)."""
         try:
-            settings.check(app.cfg)
+            configuration.check(app.cfg)
         except ConfigError as error:
             raise Refused(str(error)) from None
         omitted = isinstance(app.cfg.workers, settings.Omitted)
         if omitted:
-            app.cfg.set("workers", settings.available_cpus())
+            app.cfg.set("workers", configuration.available_cpus())
         before = self.worker_class
         super().setup(app)
         if omitted:
@@ -188,12 +188,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         super().start()
         if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
             self._statsd = Reporter(self.log, self._server)
-        if settings.affinity(self.cfg).by == "ip" and any(
+        if configuration.affinity(self.cfg).by == "ip" and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
         ):
             if self.pidfile is not None:
                 self.pidfile.unlink()
-            raise Refused(settings.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
+            raise Refused(configuration.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
 
     def _open_sockets(self, fail: Callable[..., None]) -> None:
         """Have the sockets that the configuration asks for, beside the listeners.
@@ -244,7 +244,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     # --- workers in slots ---
 
     def _set_num_workers(self, value: int) -> None:
-        if reason := settings.too_many(value, settings.affinity(self.cfg)):
+        if reason := configuration.too_many(value, configuration.affinity(self.cfg)):
             self.log.error("Number of workers stays %s: %s", self.num_workers, reason)
         else:
             super()._set_num_workers(value)
@@ -295,7 +295,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.worker_class = worker_class
 
     def _by_session(self) -> bool:
-        return settings.affinity(self.cfg).by_session
+        return configuration.affinity(self.cfg).by_session
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a worker a signal. It is lost on a worker that is still booting, so an end is told in two ways."""
@@ -349,7 +349,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
-        self._slot_log.announce(self.log, settings.affinity(self.cfg), self.num_workers)
+        self._slot_log.announce(self.log, configuration.affinity(self.cfg), self.num_workers)
         self._board.restore()
         now = time.monotonic()
         for slot in range(self.num_workers):
@@ -437,7 +437,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._own_row[figures.DISPATCHERS_MADE] = number + 1
         plan = dispatcher.Plan(
             parent=os.getpid(),
-            affinity=settings.affinity(self.cfg),
+            affinity=configuration.affinity(self.cfg),
             refuses=refuser(self.cfg),
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
@@ -625,7 +625,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         from .channel import Channel
         from .upgrade import Legacy
 
-        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._seat_channels) + settings.SPARE_FILES
+        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._seat_channels) + configuration.SPARE_FILES
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit != resource.RLIM_INFINITY and needed > limit:
             raise OSError(errno.EMFILE, f"two masters need {needed} open files each, and the limit is {limit}")

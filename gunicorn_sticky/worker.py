@@ -22,7 +22,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
-from . import _startup, cluster, logs, session, settings
+from . import _startup, cluster, configuration, logs, session, settings
 from .affinity import Missing, reader
 from .board import REQUEST, RUNNING, SESSION
 from .config import CachedConfig
@@ -33,7 +33,8 @@ from .head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from .inbox import Inbox, InboxServer, OwnInboxServer
 from .refusal import Notices, answer, is_silent, name
 from .request import refuser, request_class
-from .session import Ids, Minter
+from .session import Minter
+from .session_ids import Ids
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         self._last_served = 0.0
         if seat:
             self._figures = seat.figures
-            self._affinity = settings.affinity(self.cfg)
+            self._affinity = configuration.affinity(self.cfg)
             #: Whether anybody wants to see a connection before its first request.
             self._admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
             self.sockets = [Inbox(seat.channel)]
@@ -310,7 +311,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         # Browsers ignore SameSite=None without it.
         secure = "; Secure" if same_site == "none" or environ["wsgi.url_scheme"] == "https" else ""
         attributes = f"Path=/; HttpOnly; SameSite={same_site.capitalize()}{secure}"
-        return "Set-Cookie", f"{settings.cookie_name(self.cfg)}={session.session_id()}; {attributes}"
+        return "Set-Cookie", f"{configuration.cookie_name(self.cfg)}={session.session_id()}; {attributes}"
 
     def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""

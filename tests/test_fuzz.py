@@ -27,7 +27,7 @@ from gunicorn_sticky.affinity import Affinity, Missing, Reader, reader
 from gunicorn_sticky.head import MAX_HEAD, BareLineFeed, Cookie, Fields, Head, Incomplete, Query
 from gunicorn_sticky.proxy import Malformed, parse
 from gunicorn_sticky.request import refuser
-from gunicorn_sticky.session import Ids
+from gunicorn_sticky.session_ids import Ids
 
 settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=150)
 settings.register_profile("long", database=None, deadline=None, max_examples=20_000)

@@ -11,7 +11,8 @@ import pytest
 
 from gunicorn_sticky import session
 from gunicorn_sticky.figures import MINTED, Figures
-from gunicorn_sticky.session import OWNERS, TAG, Ids, Minter, own_id, session_id
+from gunicorn_sticky.session import Minter, own_id, session_id
+from gunicorn_sticky.session_ids import OWNERS, TAG, Ids
 
 SECRET = bytes(range(16))
 ALPHABET = string.ascii_letters + string.digits + "-_"

@@ -21,7 +21,7 @@ from gunicorn.config import Config
 from gunicorn.errors import ConfigError
 from harness import APPS, BIN, PATIENCE, STICKY, Response, Server, clean_env, wait_for
 
-from gunicorn_sticky.settings import affinity, check, cookie_name
+from gunicorn_sticky.configuration import affinity, check, cookie_name
 
 pytestmark = pytest.mark.features
 

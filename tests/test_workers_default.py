@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from harness import BIN, STICKY, Server, wait_for
 
-from gunicorn_sticky import settings
+from gunicorn_sticky import configuration
 
 pytestmark = pytest.mark.features
 
@@ -25,8 +25,8 @@ def workers(server: Server, count: int) -> None:
 
 def test_one_for_each_cpu():
     with Server(*STICKY, "whoami:app") as server:
-        workers(server, settings.available_cpus())
-        assert server.wait_for_log(LINE).group(1) == str(settings.available_cpus())
+        workers(server, configuration.available_cpus())
+        assert server.wait_for_log(LINE).group(1) == str(configuration.available_cpus())
 
 
 def test_one_for_each_cpu_that_this_process_may_use():
@@ -69,7 +69,7 @@ def test_a_reload_gives_and_omits_the_number():
         server.config.write_text("")
         server.send_signal(signal.SIGHUP)
         server.wait_for_log(LINE)
-        workers(server, settings.available_cpus())
+        workers(server, configuration.available_cpus())
         server.config.write_text("workers = 3\n")
         server.send_signal(signal.SIGHUP)
         workers(server, 3)
@@ -103,5 +103,5 @@ def test_available_cpus(monkeypatch, affinity, files, expected):
             raise FileNotFoundError(path) from None
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
-    monkeypatch.setattr(settings, "open", fake_open, raising=False)
-    assert settings.available_cpus() == expected
+    monkeypatch.setattr(configuration, "open", fake_open, raising=False)
+    assert configuration.available_cpus() == expected

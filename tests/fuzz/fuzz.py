@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["gunicorn_sticky", "gunicorn.http"]):
     from gunicorn_sticky.channel import Channel, Parcel
     from gunicorn_sticky.head import MAX_HEAD, BareLineFeed, Fields, Head, Incomplete
     from gunicorn_sticky.proxy import Malformed, parse
-    from gunicorn_sticky.session import Ids
+    from gunicorn_sticky.session_ids import Ids
 
 HERE = Path(__file__).parent
 PEER = ("127.0.0.1", 5)
