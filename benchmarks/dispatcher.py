@@ -34,10 +34,11 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from gunicorn_sticky import dispatcher
 from gunicorn_sticky.affinity import Affinity
 from gunicorn_sticky.board import SEATS, Board
 from gunicorn_sticky.channel import Channel
+from gunicorn_sticky.dispatcher import Plan
+from gunicorn_sticky.dispatcher_process import run
 from gunicorn_sticky.figures import Figures, Row
 from gunicorn_sticky.request import refuser
 from gunicorn_sticky.route import Channels
@@ -122,7 +123,7 @@ class Rig:
             for slot in range(self.slots):
                 board.take(slot * SEATS, slot + 1, slot + 1)
                 board.claim(slot, slot * SEATS)
-            plan = dispatcher.Plan(
+            plan = Plan(
                 parent=os.getppid(),
                 affinity=AFFINITIES[self.by],
                 refuses=refuser(Config()),
@@ -138,7 +139,7 @@ class Rig:
                 lane_size=RUSH,
                 figures=Row(Figures().dispatcher(0)),
             )
-            dispatcher.run(plan, logging.getLogger(), lambda: None)
+            run(plan, logging.getLogger(), lambda: None)
         except Exception:
             traceback.print_exc()
         finally:

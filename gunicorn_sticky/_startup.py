@@ -3,77 +3,57 @@
 Gunicorn builds its command line from ``gunicorn.config.KNOWN_SETTINGS`` before it imports any plugin, and
 ``gunicorn.app.base`` decides which arbiter runs before it resolves ``-k``. So both modules are completed right after
 their own code has run. This file is loaded at the start of every Python program: it imports nothing but ``sys``.
+
+Every Gunicorn of the environment gets here, with any worker class. So what is not sticky gets what it would have got
+without us; and where Gunicorn is not as we know it, it is left as it is, with one line in its log.
 """
 
 import sys
 
+from . import current
+from .post_import import when_imported
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
+    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
-
-#: Whether the application's arbiter was made by `_replace_arbiter`; without that, our worker has nobody to feed it.
-in_charge = False
-#: Whether Gunicorn had been imported before us, so that no start-up hook can have run.
-late = False
-
-_callbacks: "dict[str, Callable[[ModuleType], None]]" = {}
-#: Modules that `_PostImport` is asking the other finders for.
-_sought: "set[str]" = set()
-
-
-class _PostImport:
-    """A meta path finder that calls back once a module of `_callbacks` has been executed (PEP 451)."""
-
-    def find_spec(
-        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
-    ) -> "ModuleSpec | None":
-        # Other programs' finders may ask all finders too, and so this one, again.
-        if name not in _callbacks or name in _sought:
-            return None
-        _sought.add(name)
-        try:
-            for finder in sys.meta_path:
-                spec = None if finder is self else finder.find_spec(name, path, target)
-                if spec is not None and spec.loader is not None:
-                    spec.loader.exec_module = _then_call_back(spec.loader.exec_module)  # type: ignore
-                    return spec
-            return None
-        finally:
-            _sought.discard(name)
-
-
-def _then_call_back(exec_module: "Callable[[ModuleType], None]") -> "Callable[[ModuleType], None]":
-    def wrapper(module: "ModuleType") -> None:
-        exec_module(module)
-        if callback := _callbacks.pop(module.__name__, None):  # a zip file's loader is shared by all its modules
-            callback(module)
-
-    return wrapper
-
-
-def when_imported(name: str, callback: "Callable[[ModuleType], None]") -> None:
-    """Call ``callback(module)`` as soon as the module `name` has been imported: now, or later."""
-    if name in sys.modules:
-        callback(sys.modules[name])
-        return
-    _callbacks[name] = callback
-    if not any(isinstance(finder, _PostImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _PostImport())
 
 
 def install() -> None:
     """Make Gunicorn know our settings and our arbiter."""
-    global late
-    late = "gunicorn.app.base" in sys.modules
-    when_imported("gunicorn.config", _add_settings)
-    when_imported("gunicorn.app.base", _replace_arbiter)
+    current.loaded_late = "gunicorn.app.base" in sys.modules
+    when_imported("gunicorn.config", _unless_unknown(_add_settings))
+    when_imported("gunicorn.app.base", _unless_unknown(_replace_arbiter))
+
+
+def _unless_unknown(complete: "Callable[[ModuleType], None]") -> "Callable[[ModuleType], None]":
+    """Return a function that completes a module of Gunicorn, or leaves Gunicorn alone from now on if that fails."""
+
+    def callback(module: "ModuleType") -> None:
+        if current.hook_failure is None:
+            try:
+                complete(module)
+            except Exception as error:
+                current.hook_failure = f"{type(error).__name__}: {error}"
+                _warn(f"gunicorn_sticky leaves Gunicorn as it is, as {module.__name__} is not what it knows: %r", error)
+
+    return callback
+
+
+def _warn(text: str, *args: object) -> None:
+    import logging
+
+    logging.getLogger("gunicorn.error").warning(text, *args)
 
 
 def _add_settings(config: "ModuleType") -> None:
-    from . import settings  # noqa: F401  (Gunicorn's Setting classes register themselves)
+    known = list(config.KNOWN_SETTINGS)
+    try:
+        from . import settings  # noqa: F401  (Gunicorn's Setting classes register themselves)
+    except BaseException:
+        config.KNOWN_SETTINGS[:] = known
+        raise
 
 
 def _replace_arbiter(base: "ModuleType") -> None:
@@ -84,10 +64,34 @@ def _replace_arbiter(base: "ModuleType") -> None:
         def __new__(cls, app: "Any" = None, *args: "Any", **kwargs: "Any") -> "Any":
             if cls is not Arbiter:
                 return super().__new__(cls)
-            global in_charge
-            in_charge = True
-            from .arbiter import new_arbiter
-
+            current.arbiter_is_ours = True  # before the worker class is loaded, which asks for it
+            if not _is_sticky(getattr(getattr(app, "cfg", None), "worker_class", None)):
+                return _with_warning(stock(app, *args, **kwargs), app)
+            try:
+                from .arbiter import new_arbiter
+            except Exception as error:
+                raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {error!r}") from error
             return new_arbiter(app, stock)
 
     base.Arbiter = Arbiter  # type: ignore[attr-defined]
+
+
+def _is_sticky(worker_class: object) -> bool:
+    worker = sys.modules.get(f"{__package__}.worker")  # there already, if the class is one of ours
+    return worker is not None and isinstance(worker_class, type) and issubclass(worker_class, worker.GeventStickyWorker)
+
+
+def _with_warning(arbiter: "Any", app: "Any") -> "Any":
+    """Say if settings of ours are given to a worker class that does not know them."""
+    try:
+        from .settings import given
+
+        if names := given(app.cfg):
+            arbiter.log.warning(
+                "No effect of %s: worker class %s is not sticky (use -k gunicorn_sticky.GeventStickyWorker)",
+                ", ".join(names),
+                app.cfg.worker_class_str,
+            )
+    except Exception as error:
+        _warn("gunicorn_sticky cannot tell whether its settings are given: %r", error)
+    return arbiter

@@ -69,17 +69,7 @@ class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
 
 
 def new_arbiter(app: Any, stock: Any) -> Any:
-    """Return the arbiter for `app`: ours if its worker class is sticky, else one made by `stock`."""
-    worker_class = app.cfg.worker_class
-    if not issubclass(worker_class, GeventStickyWorker):
-        arbiter = stock(app)
-        if names := settings.given(app.cfg):
-            arbiter.log.warning(
-                "No effect of %s: worker class %s is not sticky (use -k gunicorn_sticky.GeventStickyWorker)",
-                ", ".join(names),
-                app.cfg.worker_class_str,
-            )
-        return arbiter
+    """Return the arbiter for `app`, whose worker class is sticky; where that cannot be, one made by `stock`."""
     if sys.platform != "linux":
         arbiter = _one_worker(stock)(app)
         arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
@@ -425,7 +415,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
 
     def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int, tuple[Any, ...]]) -> Body:
-        from . import dispatcher
+        from .dispatcher import Plan
+        from .dispatcher_process import run
         from .route import Channels
 
         count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
@@ -435,7 +426,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         number = self._own_row[figures.DISPATCHERS_MADE]
         row = figures.begin(self._figures.dispatcher(number), gauges=3)
         self._own_row[figures.DISPATCHERS_MADE] = number + 1
-        plan = dispatcher.Plan(
+        plan = Plan(
             parent=os.getpid(),
             affinity=configuration.affinity(self.cfg),
             refuses=refuser(self.cfg),
@@ -455,7 +446,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         def dispatch(heartbeat: Callable[[], None]) -> None:
             if self._status_socket:
                 self._status_socket.close()
-            dispatcher.run(plan, self.log, heartbeat)
+            run(plan, self.log, heartbeat)
 
         return dispatch
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import errno
 import marshal
-import posix
 import struct
 import sys
-
-# The C sockets: an application that is preloaded may have replaced those of `socket` by gevent's.
-from _socket import (
+from fcntl import ioctl
+from socket import (
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
@@ -26,12 +24,11 @@ from _socket import (
     SOCK_NONBLOCK,
     SOCK_SEQPACKET,
     SOL_SOCKET,
-    socket,
-    socketpair,
 )
-from fcntl import ioctl
 from termios import TIOCOUTQ
 from typing import Any, NamedTuple
+
+from .unpatched import BareSocket, close, dup, socketpair
 
 #: SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets.
 _KIND = SOCK_SEQPACKET | SOCK_NONBLOCK
@@ -66,13 +63,13 @@ class Parcel(NamedTuple):
 class Channel:
     """The queue of one slot. Each process closes the end that it has no use for."""
 
-    def __init__(self, ends: tuple[socket, socket] | None = None) -> None:
+    def __init__(self, ends: tuple[BareSocket, BareSocket] | None = None) -> None:
         self._out, self._in = ends or socketpair(AF_UNIX, _KIND)
 
     @classmethod
     def inherited(cls, sender: int, receiver: int) -> Channel:
         """Return the channel whose ends have these descriptors."""
-        return cls((socket(AF_UNIX, _KIND, 0, sender), socket(AF_UNIX, _KIND, 0, receiver)))
+        return cls((BareSocket(AF_UNIX, _KIND, 0, sender), BareSocket(AF_UNIX, _KIND, 0, receiver)))
 
     def fileno(self) -> int:
         """The receiving end, to wait for."""
@@ -108,8 +105,7 @@ class Channel:
             OSError: EMFILE or ENFILE, and the connection stays in the channel
         """
         # At the limit of open files the kernel would deliver the message without its descriptor, so try one first.
-        # (Not with `os`, whose close() gevent puts off until its loop runs.)
-        posix.close(posix.dup(self._in.fileno()))
+        close(dup(self._in.fileno()))
         try:
             _size, ancillary, _flags, _address = self._in.recvmsg_into(
                 [_buffer], _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC

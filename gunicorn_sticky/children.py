@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posix  # not `os`, whose functions gevent replaces if the configuration or a preloaded application lets it
 import signal
 import socket
 import time
@@ -14,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gevent.monkey import get_original
 from gunicorn import util
 from gunicorn.workers.workertmp import WorkerTmp
 
 from . import logs
+from .unpatched import fork, handle_signal, waitpid
 
 #: Seconds between the starts of two of them, if the first one has died.
 RESPAWN = 0.5
@@ -106,7 +105,7 @@ class Children:
         """Wait for those that have ended."""
         for child in self:
             try:
-                pid, status = posix.waitpid(child.pid, os.WNOHANG)
+                pid, status = waitpid(child.pid, os.WNOHANG)
             except ChildProcessError:
                 pid, status = child.pid, None  # the waitpid(-1) of Gunicorn, or of gevent's loop, was faster
             if not pid:
@@ -115,7 +114,10 @@ class Children:
             if child is self._child:
                 self._child = None
                 self._not_before = child.started + RESPAWN
-                self._arbiter.log.error("%s (pid:%s) has died (status %s)", self._kind.capitalize(), pid, status)
+                if status == 0:  # it was told to end, maybe as the arbiter is about to be
+                    self._arbiter.log.info("%s (pid:%s) has ended", self._kind.capitalize(), pid)
+                else:
+                    self._arbiter.log.error("%s (pid:%s) has died (status %s)", self._kind.capitalize(), pid, status)
             else:
                 self._retired.remove(child)
 
@@ -132,7 +134,7 @@ class Children:
         heartbeat.notify()
         # The child must not act on a signal before it has handlers of its own.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, arbiter.SIGNALS)
-        pid = posix.fork()
+        pid = fork()
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return _Child(pid, made_for, heartbeat, time.monotonic())
@@ -154,7 +156,7 @@ class Children:
         cfg, log = self._arbiter.cfg, self._arbiter.log
         for name in ("HUP", "USR2", "TTIN", "TTOU", "WINCH", "ABRT"):
             signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
-        get_original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)
+        handle_signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, lambda _signal, _frame: logs.reopen(log))
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda _signal, _frame: os._exit(0))

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
-from gevent.monkey import get_original
 from gevent.socket import wait_read
 
+from . import current
 from .rings import SIZE, Reader, Rings, Writer
+from .unpatched import epoll
 
 #: Seconds after which a listener lets the rest of its process run.
 TURN = 0.005
@@ -26,16 +27,8 @@ TURN = 0.005
 AGAIN = 0.001
 
 
-#: What this process belongs to, and Gunicorn's logger. Set in workers.
-home: tuple[Cluster, Any] | None = None
-
-#: Another one in each child that is forked; cheaper to ask for than the number of the process.
-generation = 0
-
-
 def _begin_generation() -> None:
-    global generation
-    generation += 1
+    current.generation += 1
 
 
 os.register_at_fork(after_in_child=_begin_generation)
@@ -52,7 +45,7 @@ class Cluster:
         self._rings = Rings(fds[0] if fds else None)
         self._doorbell = fds[1] if fds else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._writer: Writer | None = None
-        self._generation = generation
+        self._generation = current.generation
 
     def fds(self) -> tuple[int, int]:
         """Return the descriptors of rings and doorbell."""
@@ -65,9 +58,9 @@ class Cluster:
             ValueError: the message is longer than `rings.MAX_MESSAGE`
             OSError: each ring has a writer already
         """
-        if self._generation != generation:  # a child needs a ring of its own
+        if self._generation != current.generation:  # a child needs a ring of its own
             self._leave_ring()
-            self._generation = generation
+            self._generation = current.generation
         if self._writer is None:
             self._writer = Writer(self._rings)
             os.set_blocking(self._doorbell, False)  # for all that have it; one of them may have said otherwise
@@ -101,7 +94,7 @@ class Listener:
     def __init__(self, reader: Reader, doorbell: int, log: Any) -> None:
         self._reader = reader
         self._log = log
-        self._bell = get_original("select", "epoll")()
+        self._bell = epoll()
         self._bell.register(doorbell, select.EPOLLIN | select.EPOLLET)
 
     def messages(self) -> Iterator[bytes]:

@@ -10,19 +10,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from gevent.monkey import get_original
 from gevent.server import StreamServer
 
 from . import __version__
 from .cluster import Cluster
+from .unpatched import Socket
 
 #: Seconds that a program waits for a worker that lets it join.
 PATIENCE = 5.0
 #: Bytes of struct ucred: process, user and group.
 _CREDENTIALS_SIZE = 12
 _GREETING = f"gunicorn_sticky {__version__}".encode()
-# Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced the class.
-_socket: Any = get_original("socket", "socket")
 
 
 class ClusterSocket:
@@ -40,7 +38,7 @@ class ClusterSocket:
 
     def __init__(self, path: str, fd: int | None = None, uid: int = -1, gid: int = -1, replace: bool = False) -> None:
         self.path = path
-        self._socket = _socket(socket.AF_UNIX, fileno=fd)
+        self._socket = Socket(socket.AF_UNIX, fileno=fd)
         self._socket.setblocking(False)  # whatever socket.setdefaulttimeout says
         if fd is not None:
             return
@@ -80,7 +78,7 @@ class ClusterSocket:
         """
         place = os.open(self.path, os.O_PATH | os.O_NOFOLLOW)
         try:
-            with _socket(socket.AF_UNIX) as client:
+            with Socket(socket.AF_UNIX) as client:
                 client.setblocking(False)
                 client.connect(f"/proc/self/fd/{place}")
                 # Of a client and of a listening socket it is who has called listen(), see unix(7).
@@ -107,7 +105,7 @@ class ClusterSocket:
 
 def _is_free(path: str, replace: bool) -> bool:
     """Tell whether a path is that of a socket that its server has left behind, or that is to be replaced."""
-    with _socket(socket.AF_UNIX) as client:
+    with Socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         try:
             client.connect(path)

@@ -19,32 +19,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import logging
 import os
-import resource
-import signal
 import time
-
-# The C sockets: an application may be preloaded, and have replaced those of `socket` by gevent's, which need its loop.
-from _socket import AF_UNIX, IPPROTO_TCP, SOCK_STREAM, TCP_DEFER_ACCEPT, socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from socket import AF_UNIX, IPPROTO_TCP, SOCK_STREAM, TCP_DEFER_ACCEPT
 from typing import Any
-
-from gevent.monkey import get_original
 
 from .affinity import Affinity, reader
 from .board import RUNNING, Board
 from .channel import Channel, Parcel
 from .events import READABLE, Events, Handler
-from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, PID, Row
+from .figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, Row
 from .key import IP, peer_key
 from .lanes import Lanes
 from .lingering import Lingering
 from .peeking import Peeking
 from .refusal import Notices
 from .route import Channels, HashRoute, SessionRoute
+from .unpatched import BareSocket, sleep
 from .vacancy import Vacancies
 
 #: Connections taken from one listener before others get their turn.
@@ -57,9 +51,6 @@ ALERT = 0.1
 RETRY = 0.01
 #: Seconds that a client has to show its head, once the server stops.
 HURRY = 2.0
-
-# Not gevent's, which needs its loop; see above.
-_sleep: Callable[[float], None] = get_original("time", "sleep")
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -99,7 +90,7 @@ class Plan:
 
 @dataclass
 class _Listener:
-    socket: socket
+    socket: BareSocket
     name: Any
 
 
@@ -152,7 +143,7 @@ class Dispatcher:
     def run(self) -> None:
         """Dispatch until told to drain and done with it, or until the arbiter is gone."""
         for fd in self.plan.listeners:
-            listener = socket(fileno=fd)
+            listener = BareSocket(fileno=fd)
             if listener.family != AF_UNIX:
                 # With the head on its way, the first look mostly sees it (tcp(7)). What is silent is accepted later.
                 listener.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, int(self.plan.affinity.by != "ip"))
@@ -293,7 +284,7 @@ class Dispatcher:
                 continue  # the client has gone before it was accepted, see accept(2)
             figures[ACCEPTED] += 1
             if self._reader.needs_bytes(address):
-                self._peeking.look(socket(family, SOCK_STREAM, 0, fd), listener.name, address)
+                self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), listener.name, address)
             else:
                 figures[BY + IP] += 1
                 self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
@@ -322,7 +313,7 @@ class Dispatcher:
 
     def _refuse(self, fd: int, parcel: Parcel, message: str, setting: str) -> None:
         status = HTTPStatus.SERVICE_UNAVAILABLE
-        self._lingering.refuse(socket(fileno=fd), parcel.address, status, message, setting)
+        self._lingering.refuse(BareSocket(fileno=fd), parcel.address, status, message, setting)
 
     def _empty_vacant(self, elapsed: float) -> None:
         """Refuse what waits for a slot that has had no worker for too long, except while one boots.
@@ -361,7 +352,7 @@ class Dispatcher:
                 received = channel.receive()
             except OSError as error:
                 self._make_room(error)
-                _sleep(RETRY)  # the channel stays readable, which would make the loop spin
+                sleep(RETRY)  # the channel stays readable, which would make the loop spin
                 return True
             if received is None:
                 return False
@@ -383,23 +374,3 @@ class Dispatcher:
                     self._reroute(channel, MOVED)
                 for fd, parcel in self._lanes.clear(channel):
                     self._dispatch_again(fd, parcel, MOVED)
-
-
-def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
-    """Be the dispatcher's process (see children.py), until SIGTERM and what has been accepted is passed on."""
-    from .explanation import ExplainingDispatcher
-
-    # Connections that wait are open files, and descriptors in flight count against the same limit (unix(7)).
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-    plan.figures[PID] = os.getpid()
-    explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)  # however that was configured
-    dispatcher = (ExplainingDispatcher if explains else Dispatcher)(plan, log, heartbeat)
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    dispatcher.wake_by(reader)
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: dispatcher.drain())
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    dispatcher.run()

@@ -17,7 +17,7 @@ from typing import Any
 
 from gevent.lock import Semaphore
 
-from ._startup import when_imported
+from .post_import import when_imported
 from .session import own_id
 
 

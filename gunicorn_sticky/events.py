@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from gevent.monkey import get_original
+from .unpatched import epoll
 
 # epoll(7); the names in `select` are gone if gevent has patched it.
 READABLE, EDGE, HANGUP = 0x001, 1 << 31, 0x2000
@@ -19,8 +18,7 @@ class Events:
     """The events of some file descriptors, and who handles them."""
 
     def __init__(self) -> None:
-        # The original: an application may be preloaded, and gevent's needs gevent's loop.
-        self._epoll: Any = get_original("select", "epoll")()
+        self._epoll = epoll()
         self._handlers: dict[int, Handler] = {}
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import posix  # `os`, whose close() gevent puts off until its loop runs, may have been patched
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from .channel import Channel, Parcel
 from .refusal import Notices
+from .unpatched import close
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Lanes:
     def _send(self, channel: Channel, fd: int, parcel: Parcel) -> bool:
         error = channel.send(fd, parcel)
         if error is None:
-            posix.close(fd)
+            close(fd)
             return True
         if error.errno != errno.EAGAIN:
             self._notices.warn("ulimit -n", "Dispatcher cannot pass connections on: %s", error.strerror)

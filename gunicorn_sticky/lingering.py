@@ -7,13 +7,14 @@ sends is read and discarded for a moment (a lingering close).
 from __future__ import annotations
 
 import time
-from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, socket  # not gevent's, see dispatcher.py
 from http import HTTPStatus
+from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
 from typing import Any
 
 from .events import HANGUP, READABLE, Events
 from .figures import REFUSED_BY, Row
 from .refusal import Notices, answer, name
+from .unpatched import BareSocket
 
 #: Seconds that a client has to read our answer.
 LINGER = 2.0
@@ -33,7 +34,7 @@ class Lingering:
         self._tls = tls
         self._figures = figures
         #: By descriptor, in order of their deadlines.
-        self._connections: dict[int, tuple[socket, float]] = {}
+        self._connections: dict[int, tuple[BareSocket, float]] = {}
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -44,7 +45,7 @@ class Lingering:
             return deadline
         return None
 
-    def refuse(self, connection: socket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
+    def refuse(self, connection: BareSocket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
         """Answer a connection and close it, with one line in the log that names the setting to change."""
         self._notices.warn(setting, "Refused a connection from %s: %d, %s", name(address), status, message)
         self._figures[REFUSED_BY[status]] += 1
@@ -73,7 +74,7 @@ class Lingering:
             return True
         return False
 
-    def _discard(self, fd: int, connection: socket) -> None:
+    def _discard(self, fd: int, connection: BareSocket) -> None:
         try:
             if connection.recv(65536, MSG_DONTWAIT):
                 return

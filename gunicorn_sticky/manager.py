@@ -10,7 +10,8 @@ from typing import Any
 
 from socketio import Manager, PubSubManager
 
-from . import cluster
+from . import current
+from .cluster import Cluster, Listener
 from .cluster_socket import Member
 
 
@@ -56,26 +57,27 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
             raise ValueError("a path is for write_only=True: workers find each other without one")
         super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
         self._member = Member(path.removeprefix("unix:")) if path else None
-        self._listener: cluster.Listener | None = None
+        self._listener: Listener | None = None
 
     @property
     def host_id(self) -> str:
         """What tells this manager's messages from others: each process that was forked with it has one of its own."""
-        if self._identity[0] != cluster.generation:
+        if self._identity[0] != current.generation:
             self.host_id = uuid.uuid4().hex
         return self._identity[1]
 
     @host_id.setter
     def host_id(self, value: str) -> None:
-        self._identity = cluster.generation, value
+        self._identity = current.generation, value
 
     @property
-    def _peers(self) -> cluster.Cluster | Member | None:
+    def _peers(self) -> Cluster | Member | None:
         """Who hears what is published, or None if nobody does."""
         if self._member is not None:
             return self._member
-        if cluster.home is not None:
-            return cluster.home[0]
+        if current.cluster is not None:
+            own: Cluster = current.cluster[0]
+            return own
         if self.write_only:
             raise RuntimeError("outside of the workers write_only=True needs the path in sticky_cluster_socket")
         return None
@@ -91,8 +93,8 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
         """Listen; the Socket.IO server calls this before its first client connects."""
         if self._listener is not None:
             return
-        if cluster.home is not None:
-            self._listener = cluster.home[0].listener(cluster.home[1])
+        if current.cluster is not None:
+            self._listener = current.cluster[0].listener(current.cluster[1])
             super().initialize()
         else:
             Manager.initialize(self)

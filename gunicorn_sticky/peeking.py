@@ -7,10 +7,10 @@ pieces, so a connection is kept, until a deadline, and looked at whenever someth
 from __future__ import annotations
 
 import time
-from _socket import MSG_DONTWAIT, MSG_PEEK, socket  # not gevent's, see dispatcher.py
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
 from .affinity import Missing, Reader
@@ -21,6 +21,7 @@ from .head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from .lingering import Lingering
 from .proxy import Malformed
 from .refusal import Notices, name
+from .unpatched import BareSocket
 
 #: Each look at a head copies all of it. Once looks have copied this many bytes of it, it is only looked at every `SLOW`
 #: seconds, for at most `MOMENT` seconds, and all such heads together get `SLOW_SHARE` of our time.
@@ -32,7 +33,7 @@ SLOW_SHARE = 0.1
 
 @dataclass
 class _Waiting:
-    connection: socket
+    connection: BareSocket
     listener: Any
     address: Any
     #: What has been found out about its head.
@@ -114,7 +115,7 @@ class Peeking:
             return True
         return False
 
-    def look(self, connection: socket, listener: Any, address: Any) -> None:
+    def look(self, connection: BareSocket, listener: Any, address: Any) -> None:
         """Look at a new connection, and dispatch, refuse or keep it.
 
         Args:

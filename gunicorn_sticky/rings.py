@@ -20,9 +20,8 @@ import time
 from collections.abc import Iterator
 from zlib import crc32
 
-from gevent.monkey import get_original
-
 from . import memory
+from .unpatched import allocate_lock
 
 #: Bytes of a ring. Memory is only used for what has been written.
 SIZE = 8 << 20
@@ -160,7 +159,7 @@ class Writer:
         if 0 < (last := rings.last(self._ring)) < _MOST:
             self._position, self._number = rings.end(self._ring, last)
         # Not gevent's: a record is written in one go, unless there are real threads.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = allocate_lock()
 
     def write(self, message: bytes) -> None:
         """Let all readers have a message.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
+from . import current
 from .figures import MINTED, Row
 from .session_ids import Ids
 
@@ -19,9 +20,14 @@ class Minter:
     #: The worker's row, see figures.py.
     figures: Row
 
+    def mint(self, text: str) -> str:
+        """Return `text` as an id of a new session of this worker."""
+        self.figures[MINTED] += 1
+        return self.ids.tag(text, self.owner)
 
-#: That of this process. Set in workers that are sticky by session.
-minter: Minter | None = None
+    def is_own(self, text: str) -> bool:
+        """Tell whether `text` is an id of this worker already."""
+        return self.ids.owner(text.encode()) == self.owner
 
 
 def session_id(text: str | None = None) -> str:
@@ -38,14 +44,11 @@ def session_id(text: str | None = None) -> str:
     """
     if text is None:
         text = secrets.token_urlsafe(16)
-    if minter is None:
-        return text
-    minter.figures[MINTED] += 1
-    return minter.ids.tag(text, minter.owner)
+    return text if current.minter is None else current.minter.mint(text)
 
 
 def own_id(text: str) -> str:
     """Return an id for a session of this worker: `text` as it is, if it is one already."""
-    if minter is not None and minter.ids.owner(text.encode()) == minter.owner:
+    if current.minter is not None and current.minter.is_own(text):
         return text
     return session_id(text)

@@ -43,11 +43,6 @@ def _validate_workers(val: Any) -> Any:
     return val if isinstance(val, Omitted) else validate_pos_int(val)
 
 
-if "WEB_CONCURRENCY" not in os.environ:
-    Workers.default = _OmittedInt(Workers.default)
-    Workers.validator = staticmethod(_validate_workers)
-
-
 def _validate_seconds(val: Any) -> int:
     val = validate_pos_int(val)
     if val == 0:
@@ -445,3 +440,9 @@ def given(cfg: Any) -> list[str]:
         return bool(value != default or isinstance(default, Omitted) != isinstance(value, Omitted))
 
     return [setting.name for setting in ours if is_given(setting)]
+
+
+# Last, as all of the above may fail with a Gunicorn that is newer than this, which is then left as it is.
+if "WEB_CONCURRENCY" not in os.environ:
+    Workers.default = _OmittedInt(Workers.default)
+    Workers.validator = staticmethod(_validate_workers)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gevent.monkey import get_original
 from gunicorn.instrument.statsd import COUNTER_TYPE, GAUGE_TYPE
 
 from .status import DOWN, DRAINING, READY, STARTING, Server
+from .unpatched import poll
 
 #: What all names begin with, after the setting statsd_prefix.
 PREFIX = "gunicorn.sticky"
@@ -90,8 +90,7 @@ class Reporter:
         self._counted: dict[tuple[str, int], float] = {}
         self._connection = getattr(log, "sock", None)
         if self._connection:
-            # The original: see events.py.
-            self._poll = get_original("select", "poll")()
+            self._poll = poll()
             self._poll.register(self._connection, _WRITABLE)
 
     def report(self) -> None:

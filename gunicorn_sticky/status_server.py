@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent.monkey import get_original
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from .refusal import Notices
 from .status import DOWN, Server
+from .unpatched import Socket, getaddrinfo
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -36,9 +36,6 @@ LAST_CALL = 1.0
 _PAGE = (Path(__file__).parent / "status.html").read_bytes()
 #: The page is one file; nothing that gets into it may load or send anything elsewhere.
 _POLICY = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-# Not gevent's: the arbiter has no greenlets, but an application that is preloaded may have replaced them.
-_socket: Any = get_original("socket", "socket")
-_getaddrinfo: Any = get_original("socket", "getaddrinfo")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?")
 _NOT_OURS = b"This server is not known by that name: use its address, or give sticky_status the name, as HOST:PORT.\n"
 _NO_METRICS = 'Metrics for Prometheus need its client library: pip install "gunicorn-sticky[prometheus]"'
@@ -58,12 +55,12 @@ class StatusSocket:
     def __init__(self, address: str, fd: int | None = None) -> None:
         self.address = address
         if fd is not None:
-            self._socket = _socket(fileno=fd)
+            self._socket = Socket(fileno=fd)
             self._socket.setblocking(False)  # whatever socket.setdefaulttimeout says
             return
         host, _, port = address.rpartition(":")
-        family, kind, _, _, where = _getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        self._socket = _socket(family, kind)
+        family, kind, _, _, where = getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        self._socket = Socket(family, kind)
         self._socket.setblocking(False)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -6,12 +6,10 @@ import contextlib
 import logging
 import mmap
 import os
-import posix  # `os`, whose close() gevent puts off until its loop runs, is patched
 import signal
 import socket
 import sys
 import time
-from _socket import socketpair  # not gevent's
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +20,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.ggevent import GeventWorker
 
-from . import _startup, cluster, configuration, logs, session, settings
+from . import configuration, current, logs, session, settings
 from .affinity import Missing, reader
 from .board import REQUEST, RUNNING, SESSION
 from .config import CachedConfig
@@ -36,6 +34,7 @@ from .request import refuser, request_class
 from .session import Minter
 from .session_ids import Ids
 from .slots import Slots
+from .unpatched import close, socketpair
 
 if TYPE_CHECKING:
     from .channel import Parcel
@@ -129,15 +128,18 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         """Refuse to run under an arbiter that knows nothing of us; Gunicorn calls this when it resolves ``-k``.
 
         Raises:
-            RuntimeError: the start-up hook did not run, or the application has an arbiter of its own
+            RuntimeError: the start-up hook did not run, does not know this Gunicorn, or the application has an arbiter
+                of its own
         """
-        if not _startup.in_charge and not _startup.late:
+        if current.hook_failure is not None:
+            raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {current.hook_failure}")
+        if not current.arbiter_is_ours and not current.loaded_late:
             raise RuntimeError(
                 "the application runs an arbiter of its own making, which cannot route connections: let "
                 "gunicorn.app.base.BaseApplication.run() make the arbiter, and use Gunicorn's server hooks instead of "
                 "a subclass"
             )
-        if not _startup.in_charge:
+        if not current.arbiter_is_ours:
             raise RuntimeError(
                 "gunicorn_sticky was loaded after Gunicorn, because its start-up hook did not run "
                 "(GUNICORN_STICKY_HOOK=0, or .pth files are not processed): start with `gunicorn-sticky` or "
@@ -191,11 +193,11 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
             self._minted = self._figures[MINTED]
             self._own_key = str(self._seat.owner)
             if self._affinity.by_session:
-                session.minter = Minter(Ids(self._seat.secret), self._seat.owner, self._figures)
+                current.minter = Minter(Ids(self._seat.secret), self._seat.owner, self._figures)
                 own_engineio_ids()
             if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
                 RequestParser.mesg_class = request_class(self._served.get, self._before_request, self._after_request)
-            cluster.home = self._seat.cluster, self.log
+            current.cluster = self._seat.cluster, self.log
             os.register_at_fork(
                 before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child
             )
@@ -244,7 +246,7 @@ class GeventStickyWorker(GeventWorker):  # type: ignore[misc]
         nobody.close()
         heartbeat = os.memfd_create("heartbeat")
         os.dup2(heartbeat, self.tmp.fileno(), inheritable=False)
-        posix.close(heartbeat)
+        close(heartbeat)
 
     def run(self) -> None:
         """Serve, and hear the other workers (`gunicorn.workers.ggevent.GeventWorker.run`)."""

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from gunicorn_sticky import session
+from gunicorn_sticky import current
 from gunicorn_sticky.figures import MINTED, Figures
 from gunicorn_sticky.session import Minter, own_id, session_id
 from gunicorn_sticky.session_ids import OWNERS, TAG, Ids
@@ -132,7 +132,7 @@ def test_garbage_has_no_owner():
 
 
 def test_session_id_outside_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(session, "minter", None)
+    monkeypatch.setattr(current, "minter", None)
     assert session_id("mine") == "mine"
     assert len(session_id()) == 22
     assert session_id() != session_id()
@@ -140,7 +140,7 @@ def test_session_id_outside_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
 
 def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
     row = Figures().worker(0)
-    monkeypatch.setattr(session, "minter", Minter(Ids(SECRET), 9, row))
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, row))
     assert session_id("mine") == Ids(SECRET).tag("mine", 9)
     assert len(session_id()) == 22 + TAG
     assert session_id() != session_id()
@@ -150,11 +150,11 @@ def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_id_is_tagged_once_for_its_worker(monkeypatch: pytest.MonkeyPatch):
     row = Figures().worker(0)
-    monkeypatch.setattr(session, "minter", Minter(Ids(SECRET), 9, row))
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, row))
     mine, others = Ids(SECRET).tag("mine", 9), Ids(SECRET).tag("mine", 8)
     assert own_id("größe") == Ids(SECRET).tag("größe", 9)
     assert own_id(mine) == mine
     assert own_id(others) == Ids(SECRET).tag(others, 9)
     assert row[MINTED] == 2
-    monkeypatch.setattr(session, "minter", None)
+    monkeypatch.setattr(current, "minter", None)
     assert own_id("mine") == "mine"

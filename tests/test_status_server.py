@@ -259,7 +259,7 @@ def test_one_that_is_told_to_end_before_it_serves():
         site.wait_for_log("Asking")
         [pid] = site.alive("status server")
         os.kill(pid, signal.SIGTERM)
-        site.wait_for_log(r"Status server \(pid:\d+\) has died \(status 0\)")
+        site.wait_for_log(r"Status server \(pid:\d+\) has ended")
         site.wait_for_log("Status at", count=2)
         assert "Exception in the status server" not in site.log
 

@@ -1,0 +1,27 @@
+"""What this process is: all that belongs to the process, and not to an object that could be handed on.
+
+This is loaded at the start of every Python program: it imports nothing.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Minter(Protocol):
+        def mint(self, text: str) -> str: ...
+
+        def is_own(self, text: str) -> bool: ...
+
+
+#: Whether Gunicorn had been imported before us, so that no start-up hook can have run.
+loaded_late = False
+#: Why the start-up hook has left Gunicorn as it is, if it has.
+hook_failure: "str | None" = None
+#: Whether the application's arbiter was made by the start-up hook; without that, our worker has nobody to feed it.
+arbiter_is_ours = False
+#: Who makes session ids, in workers that are sticky by session.
+minter: "Minter | None" = None
+#: What hears the other workers, in workers, see broadcast/cluster.py.
+cluster: "Any" = None
+#: How often this process and its parents have been forked since ours was loaded; cheaper to ask for than a pid.
+generation = 0
