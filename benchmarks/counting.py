@@ -38,8 +38,8 @@ from gunicorn.http.parser import RequestParser
 from harness import STICKY, Server, wait_for
 from report import Spread
 
-from gunicorn_sticky.config import CachedConfig
-from gunicorn_sticky.figures import CONNECTIONS, DISPATCHED, REQUESTS, Figures, Row
+from gunicorn_sticky.shared.figures import CONNECTIONS, DISPATCHED, REQUESTS, Figures, Row
+from gunicorn_sticky.workers.config import CachedConfig
 
 #: The share of a request's CPU time that counting may take.
 LIMIT = 0.01

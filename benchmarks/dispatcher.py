@@ -34,14 +34,14 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from gunicorn_sticky.affinity import Affinity
-from gunicorn_sticky.board import SEATS, Board
-from gunicorn_sticky.channel import Channel
-from gunicorn_sticky.dispatcher import Plan
-from gunicorn_sticky.dispatcher_process import run
-from gunicorn_sticky.figures import Figures, Row
-from gunicorn_sticky.request import refuser
-from gunicorn_sticky.route import Channels
+from gunicorn_sticky.dispatcher.balancing import Channels
+from gunicorn_sticky.dispatcher.loop import Plan
+from gunicorn_sticky.dispatcher.process import run
+from gunicorn_sticky.routing.affinity import Affinity
+from gunicorn_sticky.shared.board import SEATS, Board
+from gunicorn_sticky.shared.channel import Channel
+from gunicorn_sticky.shared.figures import Figures, Row
+from gunicorn_sticky.workers.parser import refuser
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

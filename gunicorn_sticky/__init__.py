@@ -5,22 +5,22 @@ so it imports nothing but the hook; the rest loads when Gunicorn asks for the wo
 """
 
 from . import _startup
+from ._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .connection import Connection as Connection
-    from .manager import ClusterManager as ClusterManager
-    from .session import session_id as session_id
-    from .worker import GeventStickyWorker as GeventStickyWorker
+    from .broadcast.manager import ClusterManager as ClusterManager
+    from .sessions.minting import session_id as session_id
+    from .workers.connection import Connection as Connection
+    from .workers.gevent_worker import GeventStickyWorker as GeventStickyWorker
 
 __all__ = ["ClusterManager", "Connection", "GeventStickyWorker", "__version__", "session_id"]
-__version__ = "0.1.0"
 
 _HOMES = {
-    "ClusterManager": "manager",
-    "Connection": "connection",
-    "GeventStickyWorker": "worker",
-    "session_id": "session",
+    "ClusterManager": "broadcast.manager",
+    "Connection": "workers.connection",
+    "GeventStickyWorker": "workers.gevent_worker",
+    "session_id": "sessions.minting",
 }
 
 _startup.install()

@@ -1,6 +1,6 @@
 """``gunicorn-sticky`` and ``python -m gunicorn_sticky``: Gunicorn with GeventStickyWorker as the default worker class.
 
-With ``status`` as the first argument they show how the servers are that run already, see monitor.py.
+With ``status`` as the first argument they show how the servers are that run already, see status/command.py.
 
 They also serve where ``.pth`` files are not processed: importing this package is what installs the start-up hook.
 """
@@ -18,7 +18,7 @@ import gunicorn_sticky  # installs the hook before Gunicorn is imported
 def run() -> None:
     """Run Gunicorn's own command line (`gunicorn.app.wsgiapp.run`) with our default worker class, or our own."""
     if sys.argv[1:2] == ["status"]:
-        from .monitor import main
+        from .status.command import main
 
         sys.exit(main(sys.argv[2:]))
     from gunicorn.app.wsgiapp import WSGIApplication

@@ -10,8 +10,8 @@ without us; and where Gunicorn is not as we know it, it is left as it is, with o
 
 import sys
 
-from . import current
-from .post_import import when_imported
+from .shared import current
+from .shared.post_import import when_imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _replace_arbiter(base: "ModuleType") -> None:
             if not _is_sticky(getattr(getattr(app, "cfg", None), "worker_class", None)):
                 return _with_warning(stock(app, *args, **kwargs), app)
             try:
-                from .arbiter import new_arbiter
+                from .arbiter.arbiter import new_arbiter
             except Exception as error:
                 raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {error!r}") from error
             return new_arbiter(app, stock)
@@ -77,7 +77,7 @@ def _replace_arbiter(base: "ModuleType") -> None:
 
 
 def _is_sticky(worker_class: object) -> bool:
-    worker = sys.modules.get(f"{__package__}.worker")  # there already, if the class is one of ours
+    worker = sys.modules.get(f"{__package__}.workers.gevent_worker")  # there already, if the class is one of ours
     return worker is not None and isinstance(worker_class, type) and issubclass(worker_class, worker.GeventStickyWorker)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from gunicorn.errors import ConfigError
 
-from .affinity import Affinity
-from .board import MAX_SLOTS, SEATS
+from .routing.affinity import Affinity
 from .settings import Omitted
+from .shared.board import MAX_SLOTS, SEATS
 
 #: Open files of the arbiter that are not for a slot: listeners, logs, the control socket.
 SPARE_FILES = 32

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gunicorn_sticky import key as keys
-from gunicorn_sticky.affinity import Affinity, Missing, Reader, SessionReader, reader
-from gunicorn_sticky.head import Head, Incomplete
-from gunicorn_sticky.proxy import Malformed
-from gunicorn_sticky.session_ids import Ids
+from gunicorn_sticky.routing import key as keys
+from gunicorn_sticky.routing.affinity import Affinity, Missing, Reader, SessionReader, reader
+from gunicorn_sticky.routing.head import Head, Incomplete
+from gunicorn_sticky.routing.proxy_protocol import Malformed
+from gunicorn_sticky.routing.session_ids import Ids
 
 PEER = ("127.0.0.1", 5)
 SECRET = bytes(range(16))

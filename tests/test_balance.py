@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from harness import STICKY, Server, wait_for
 
-from gunicorn_sticky import board as boards
-from gunicorn_sticky.affinity import Affinity
-from gunicorn_sticky.board import REQUEST, SEATS, SESSION, Board
-from gunicorn_sticky.route import Channels, SessionRoute
+from gunicorn_sticky.dispatcher.balancing import Channels, SessionRoute
+from gunicorn_sticky.routing.affinity import Affinity
+from gunicorn_sticky.shared import board as boards
+from gunicorn_sticky.shared.board import REQUEST, SEATS, SESSION, Board
 
 #: Requests in a row, and by how much the fullest worker may have more than its share of them.
 RUN, MOST = 200, 1.3

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_sticky import cluster_socket
-from gunicorn_sticky.cluster_socket import ClusterSocket, Member
+from gunicorn_sticky.broadcast import join_socket as cluster_socket
+from gunicorn_sticky.broadcast.join_socket import ClusterSocket, Member
 
 NOBODY = 65534
 

@@ -4,7 +4,7 @@ import pytest
 from gunicorn.config import Config
 from harness import STICKY, Server, request
 
-from gunicorn_sticky.config import CachedConfig
+from gunicorn_sticky.workers.config import CachedConfig
 
 
 def test_what_is_set_later_counts():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
 
-from gunicorn_sticky.status import find
+from gunicorn_sticky.status.snapshot import find
 
 pytestmark = pytest.mark.features
 

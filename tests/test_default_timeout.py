@@ -31,9 +31,9 @@ pytestmark = pytest.mark.features
 PROGRAM = """
 import os, socket
 socket.setdefaulttimeout(5)
-from gunicorn_sticky.channel import Channel
-from gunicorn_sticky.cluster_socket import ClusterSocket
-from gunicorn_sticky.status_server import StatusSocket
+from gunicorn_sticky.shared.channel import Channel
+from gunicorn_sticky.broadcast.join_socket import ClusterSocket
+from gunicorn_sticky.status.server import StatusSocket
 
 channel = Channel()
 status, cluster = StatusSocket("127.0.0.1:0"), ClusterSocket("socket")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import STICKY, Response, Server, addresses, request, wait_for
 
-from gunicorn_sticky.status import find
+from gunicorn_sticky.status.snapshot import find
 
 CLIENTS = addresses(40)
 HEADER = (*STICKY, "-w", "4", "--sticky-proxy")

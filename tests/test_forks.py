@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import STICKY, Server, wait_for
 
-from gunicorn_sticky.status import find
+from gunicorn_sticky.status.snapshot import find
 
 pytestmark = pytest.mark.features
 

@@ -23,11 +23,11 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gunicorn_sticky.affinity import Affinity, Missing, Reader, reader
-from gunicorn_sticky.head import MAX_HEAD, BareLineFeed, Cookie, Fields, Head, Incomplete, Query
-from gunicorn_sticky.proxy import Malformed, parse
-from gunicorn_sticky.request import refuser
-from gunicorn_sticky.session_ids import Ids
+from gunicorn_sticky.routing.affinity import Affinity, Missing, Reader, reader
+from gunicorn_sticky.routing.head import MAX_HEAD, BareLineFeed, Cookie, Fields, Head, Incomplete, Query
+from gunicorn_sticky.routing.proxy_protocol import Malformed, parse
+from gunicorn_sticky.routing.session_ids import Ids
+from gunicorn_sticky.workers.parser import refuser
 
 settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=150)
 settings.register_profile("long", database=None, deadline=None, max_examples=20_000)

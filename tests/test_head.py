@@ -8,10 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gunicorn_sticky import head as head_module
-from gunicorn_sticky.affinity import Affinity, reader
-from gunicorn_sticky.head import MAX_VALUES, BareLineFeed, Cookie, Fields, Head, Incomplete, Query
-from gunicorn_sticky.session_ids import Ids
+from gunicorn_sticky.routing import head as head_module
+from gunicorn_sticky.routing.affinity import Affinity, reader
+from gunicorn_sticky.routing.head import MAX_VALUES, BareLineFeed, Cookie, Fields, Head, Incomplete, Query
+from gunicorn_sticky.routing.session_ids import Ids
 
 REST = b"GET / HTTP/1.1\r\nHost: a\r\n"
 

@@ -13,9 +13,9 @@ PROGRAM = """
 import socket, types
 import gevent
 from gevent.pool import Pool
-from gunicorn_sticky.board import Board, {phase} as PHASE
-from gunicorn_sticky.channel import Channel, Parcel
-from gunicorn_sticky.inbox import Inbox, InboxServer
+from gunicorn_sticky.shared.board import Board, {phase} as PHASE
+from gunicorn_sticky.shared.channel import Channel, Parcel
+from gunicorn_sticky.workers.gevent_inbox import Inbox, InboxServer
 
 ours, theirs = socket.socketpair()
 channel, board = Channel(), Board()

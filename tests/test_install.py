@@ -357,7 +357,8 @@ def test_hook_imports_nothing_else(installed):
         return set(installed.run("python -c", "import sys; print(*sys.modules)", env=env).split())
 
     assert modules({}) - modules(NO_HOOK) == {
-        f"gunicorn_sticky{name}" for name in ("", "._startup", ".current", ".post_import")
+        f"gunicorn_sticky{name}"
+        for name in ("", "._startup", "._version", ".shared", ".shared.current", ".shared.post_import")
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from gunicorn_sticky.key import MAX_KEY, address_key, forwarded_nodes, host, list_nodes, node_key, peer_key
+from gunicorn_sticky.routing.key import MAX_KEY, address_key, forwarded_nodes, host, list_nodes, node_key, peer_key
 
 
 def first_key(nodes: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from harness import BIN, STICKY, TESTS, Server, wait_for
 from machine import Machine
 from test_socketio import MODES
 
-from gunicorn_sticky.session_ids import Ids
+from gunicorn_sticky.routing.session_ids import Ids
 
 PAGE = TESTS.parent / "docs" / "many-machines.md"
 CROWD = [str(BIN / "python"), str(TESTS / "clients" / "reconnecting.py")]

@@ -17,12 +17,12 @@ import pytest
 from harness import BIN, PATIENCE, STICKY, Server, addresses, wait_for
 from test_status import run, status
 
-from gunicorn_sticky import board as boards
-from gunicorn_sticky import figures, memory
-from gunicorn_sticky.board import MAX_SLOTS, REQUEST, RUNNING, SEATS, STOPPED, STOPPING, Board, MasterBoard
-from gunicorn_sticky.figures import Figures, Row
-from gunicorn_sticky.status import Server as Status
-from gunicorn_sticky.status import find, slot_state
+from gunicorn_sticky.shared import board as boards
+from gunicorn_sticky.shared import figures, memory
+from gunicorn_sticky.shared.board import MAX_SLOTS, REQUEST, RUNNING, SEATS, STOPPED, STOPPING, Board, MasterBoard
+from gunicorn_sticky.shared.figures import Figures, Row
+from gunicorn_sticky.status.snapshot import Server as Status
+from gunicorn_sticky.status.snapshot import find, slot_state
 
 CLIENTS = addresses(24)
 MOST = (1 << 64) - 1
@@ -282,8 +282,8 @@ def test_a_row_is_what_its_writer_has_counted():
 def test_whatever_is_counted_can_be_shown(board: MasterBoard):
     from rich.console import Console
 
-    from gunicorn_sticky.statsd import metrics
-    from gunicorn_sticky.table import _page
+    from gunicorn_sticky.status.statsd import metrics
+    from gunicorn_sticky.status.terminal import _page
 
     table, shared = Figures(), board.shared()
     for garbage in (1, 1 << 62, MOST):

@@ -196,7 +196,8 @@ def test_a_hung_dispatcher_is_killed_also_when_it_is_to_drain(number: int):
 def test_a_dispatcher_that_has_never_shown_life_is_replaced(timeout: str):
     config = """
 import os, signal
-from gunicorn_sticky import arbiter, dispatcher
+from gunicorn_sticky.arbiter import arbiter
+from gunicorn_sticky.dispatcher import loop as dispatcher
 arbiter.HUNG = 2.0
 run = dispatcher.run
 
@@ -631,7 +632,7 @@ def post_worker_init(worker):
 def test_how_long_a_slot_may_stand_still(timeout: str, patience: str):
     """As long as Gunicorn's timeout, where 0 is no limit."""
     config = """
-from gunicorn_sticky import dispatcher
+from gunicorn_sticky.dispatcher import loop as dispatcher
 run = dispatcher.run
 
 def tell(plan, log, heartbeat):

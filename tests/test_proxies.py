@@ -21,8 +21,8 @@ import pytest
 from harness import PATIENCE, STICKY, TESTS, Server, addresses, request, wait_for
 from test_socketio import JAVASCRIPT, MODES, node_modules  # noqa: F401  (a fixture)
 
-from gunicorn_sticky.head import Incomplete
-from gunicorn_sticky.proxy import parse
+from gunicorn_sticky.routing.head import Incomplete
+from gunicorn_sticky.routing.proxy_protocol import parse
 
 pytestmark = pytest.mark.programs
 

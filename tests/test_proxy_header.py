@@ -9,8 +9,8 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http import RequestParser
 
-from gunicorn_sticky.head import MAX_HEAD, Incomplete
-from gunicorn_sticky.proxy import Malformed, parse
+from gunicorn_sticky.routing.head import MAX_HEAD, Incomplete
+from gunicorn_sticky.routing.proxy_protocol import Malformed, parse
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from harness import wait_for
 
-from gunicorn_sticky import rings
-from gunicorn_sticky.rings import MAX_MESSAGE, SIZE, Reader, Rings, Writer
+from gunicorn_sticky.broadcast import rings
+from gunicorn_sticky.broadcast.rings import MAX_MESSAGE, SIZE, Reader, Rings, Writer
 
 #: Does not share locks and descriptors by accident, as threads would.
 fork = multiprocessing.get_context("fork")
@@ -202,7 +202,7 @@ def test_a_message_from_the_future_holds_up_nobody(memory, monkeypatch):
 def test_a_small_limit_on_files_leaves_fewer_rings():
     code = (
         "import resource\n"
-        "from gunicorn_sticky.rings import SIZE, Reader, Rings, Writer\n"
+        "from gunicorn_sticky.broadcast.rings import SIZE, Reader, Rings, Writer\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3 * SIZE, 3 * SIZE))\n"
         "memory = Rings()\n"
         "reader, writer, other = Reader(memory), Writer(memory), Writer(memory)\n"

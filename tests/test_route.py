@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn_sticky.affinity import Affinity
-from gunicorn_sticky.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
-from gunicorn_sticky.channel import Channel
-from gunicorn_sticky.route import Channels, Half, SessionRoute
+from gunicorn_sticky.dispatcher.balancing import Channels, Half, SessionRoute
+from gunicorn_sticky.routing.affinity import Affinity
+from gunicorn_sticky.shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
+from gunicorn_sticky.shared.channel import Channel
 
 SLOTS = 2
 

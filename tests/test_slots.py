@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from gunicorn_sticky.key import address_key
-from gunicorn_sticky.slots import SECRET_SIZE, Slots
+from gunicorn_sticky.routing.hashing import SECRET_SIZE, Slots
+from gunicorn_sticky.routing.key import address_key
 
 SEED = random.Random(2014)
 CLIENTS = 4000

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from harness import STICKY, Server, addresses, wait_for
 
-from gunicorn_sticky.board import SEATS
+from gunicorn_sticky.shared.board import SEATS
 
 pytestmark = pytest.mark.features
 

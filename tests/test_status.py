@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_env, wait_for
 
-from gunicorn_sticky import monitor
-from gunicorn_sticky.status import _opened, find
+from gunicorn_sticky.status import command as monitor
+from gunicorn_sticky.status.snapshot import _opened, find
 
 CLIENTS = addresses(24)
 
@@ -227,7 +227,8 @@ def work():
 }
 FAKE = """
 import fcntl, os, sys, time
-from gunicorn_sticky import board, figures
+from gunicorn_sticky.shared import board
+from gunicorn_sticky.shared import figures
 def seal(fd):
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 def fill(fd):

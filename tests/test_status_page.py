@@ -103,7 +103,7 @@ def pretender(figures: Callable[[int], dict[str, Any]]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            kind, body = "text/html", Path(gunicorn_sticky.__file__).with_name("status.html").read_bytes()
+            kind, body = "text/html", (Path(gunicorn_sticky.__file__).parent / "status" / "page.html").read_bytes()
             if self.path == "/status":
                 kind, body = "application/json", json.dumps(figures(next(looks))).encode()
             self.send_response(200)

@@ -19,7 +19,7 @@ from test_proxies import reserved_port
 from test_status import sigstop
 from test_upgrade import ANOTHER_VERSION, Master
 
-from gunicorn_sticky.status_server import is_addressed
+from gunicorn_sticky.status.server import is_addressed
 
 pytestmark = pytest.mark.features
 

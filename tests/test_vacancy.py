@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn_sticky.board import SEATS, Board
-from gunicorn_sticky.vacancy import Vacancies
+from gunicorn_sticky.dispatcher.vacancies import Vacancies
+from gunicorn_sticky.shared.board import SEATS, Board
 
 SLOT = 1
 SEAT = SLOT * SEATS

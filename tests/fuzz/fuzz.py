@@ -20,12 +20,12 @@ with atheris.instrument_imports(include=["gunicorn_sticky", "gunicorn.http"]):
     from gunicorn.http import RequestParser
     from gunicorn.http.errors import NoMoreData, ParseException
 
-    from gunicorn_sticky import key as keys
-    from gunicorn_sticky.affinity import Affinity, Missing, Reader, reader
-    from gunicorn_sticky.channel import Channel, Parcel
-    from gunicorn_sticky.head import MAX_HEAD, BareLineFeed, Fields, Head, Incomplete
-    from gunicorn_sticky.proxy import Malformed, parse
-    from gunicorn_sticky.session_ids import Ids
+    from gunicorn_sticky.routing import key as keys
+    from gunicorn_sticky.routing.affinity import Affinity, Missing, Reader, reader
+    from gunicorn_sticky.routing.head import MAX_HEAD, BareLineFeed, Fields, Head, Incomplete
+    from gunicorn_sticky.routing.proxy_protocol import Malformed, parse
+    from gunicorn_sticky.routing.session_ids import Ids
+    from gunicorn_sticky.shared.channel import Channel, Parcel
 
 HERE = Path(__file__).parent
 PEER = ("127.0.0.1", 5)

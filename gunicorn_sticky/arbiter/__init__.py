@@ -1,0 +1,1 @@
+"""The master's process: Gunicorn's arbiter, with slots, and what it supervises."""

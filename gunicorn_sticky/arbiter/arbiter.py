@@ -1,0 +1,692 @@
+"""The arbiter: Gunicorn's own, with slots, a channel for each of them, and a dispatcher in front.
+
+It owns the listeners and never accepts; it reads no byte of a client. Workers get the channel of their slot instead of
+the listeners. Differences between Gunicorn's versions that matter here are met in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import resource
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import ConfigError, HaltServer
+from gunicorn.pidfile import Pidfile
+
+from .. import configuration, settings
+from ..routing.hashing import SECRET_SIZE
+from ..routing.session_ids import OWNERS
+from ..shared import figures, logs
+from ..shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, MasterBoard
+from ..shared.figures import Figures, Row
+from ..status.snapshot import Server
+from ..status.statsd import Reporter
+from ..workers.gevent_worker import GeventStickyWorker
+from ..workers.parser import refuser
+from ..workers.seat import Seat
+from .children import Body, Children
+from .slot_log import SlotLog
+
+if TYPE_CHECKING:
+    from ..status.server import StatusSocket
+    from .upgrade import Legacy
+
+#: A worker that has reached max_requests waits for a successor while there are so many, or processes would pile up.
+WORKERS_PER_SLOT = 2
+#: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
+RESPAWN_WORKER = 1.0
+#: Seconds after which a dispatcher or status server hangs that shows no life, if Gunicorn's `timeout` is 0.
+HUNG = 30.0
+#: In the place of a slot or a seat.
+NOBODY = -1
+#: Seconds between two looks at the workers, while something is expected of them.
+POLL = 0.1
+#: Seconds between two looks for workers that hang: who is told to abort has this long, as in Gunicorn's main loop.
+TURN = 1.0
+#: Seconds that a new master has to show up on the board. One of another version never does.
+SHOW_UP = 10.0
+
+
+class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
+    """A configuration that cannot work.
+
+    At start `gunicorn.app.base.BaseApplication.run` prints a RuntimeError as one line and exits with code 1; on a
+    reload `gunicorn.arbiter.Arbiter.run` meets a HaltServer with an orderly stop.
+    """
+
+    def __str__(self) -> str:
+        return str(self.reason)
+
+
+def new_arbiter(app: Any, stock: Any) -> Any:
+    """Return the arbiter for `app`, whose worker class is sticky; where that cannot be, one made by `stock`."""
+    if sys.platform != "linux":
+        arbiter = _one_worker(stock)(app)
+        arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
+        return arbiter
+    try:
+        return StickyArbiter(app)
+    except OSError as error:  # as there is no memory to share
+        raise Refused(error.strerror or str(error)) from error
+
+
+def _refuse(message: str, *args: Any) -> None:
+    raise Refused(message % args)
+
+
+def _one_worker(stock: Any) -> Any:
+    """Return an arbiter class that never has more than one worker."""
+
+    class OneWorkerArbiter(stock):  # type: ignore[misc]
+        num_workers = property(lambda self: 1, lambda self, value: None)
+
+        def setup(self, app: Any) -> None:
+            app.cfg.set("workers", 1)
+            super().setup(app)
+
+    return OneWorkerArbiter
+
+
+class StickyArbiter(Arbiter):  # type: ignore[misc]
+    """Gunicorn's master process, with sticky sessions.
+
+    Raises:
+        Refused: the configuration cannot work
+    """
+
+    _last_logged_active_worker_count: int | None
+
+    def __init__(self, app: Any) -> None:
+        # Imported here: they need Linux.
+        from ..broadcast.cluster import Cluster
+        from ..shared.channel import Channel
+        from .upgrade import VARIABLE, Legacy
+
+        legacy = Legacy.received(os.environ.pop(VARIABLE, None))
+        self._secret = legacy.secret if legacy else os.urandom(SECRET_SIZE)
+        #: By slot. They are kept when the slot goes: what is in them is routed anew.
+        self._channels: list[Any] = []
+        #: By session, by seat, see board.py; also those of the other master, while there is one.
+        self._seat_channels: list[Any] = legacy.new_seat_channels if legacy else []
+        self._other_seat_channels: list[Any] = legacy.seat_channels if legacy else []
+        #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
+        self._returns = legacy.returns if legacy else Channel()
+        self._board = legacy.board if legacy else MasterBoard()
+        #: The same, as the other processes see it.
+        self._shared_board = self._board.shared()
+        self._other_board = self._board.other()
+        #: Until when a new master has to show up.
+        self._show_up = 0.0
+        self._cluster = legacy.cluster if legacy else Cluster()
+        self._cluster_socket = legacy.cluster_socket if legacy else None
+        self._status_socket = legacy.status_socket if legacy else None
+        #: Workers are numbered from here, so that no two masters that know each other have the same number.
+        self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
+        self._figures = Figures()
+        self._own_row = Row(self._figures.master())
+        #: The rows of the slots.
+        self._slot_rows: list[Row] = []
+        self._server = Server(self._figures, self._shared_board)
+        self._statsd: Reporter | None = None
+        self._slot_log = SlotLog(self._board)
+        self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
+        self._status_servers = Children("status server", self, self._new_status_server)
+        #: By slot, when its next worker may start, if the last one has died while it booted.
+        self._worker_not_before: dict[int, float] = {}
+        #: During a reload, when to look next for who hangs.
+        self._murder_at: float | None = None
+        self.worker_class: Any = None
+        super().__init__(app)
+
+    def setup(self, app: Any) -> None:
+        """Take over a configuration, at start and on each reload (`gunicorn.arbiter.Arbiter.setup`)."""
+        try:
+            configuration.check(app.cfg)
+        except ConfigError as error:
+            raise Refused(str(error)) from None
+        omitted = isinstance(app.cfg.workers, settings.Omitted)
+        if omitted:
+            app.cfg.set("workers", configuration.available_cpus())
+        before = self.worker_class
+        super().setup(app)
+        if omitted:
+            self.log.info("Number of workers not given: %d, one per CPU (setting: workers)", self.num_workers)
+        if not issubclass(self.worker_class, GeventStickyWorker):
+            self.log.error(
+                "Worker class stays %s: a reload cannot change it to %s, which is not sticky; restart instead",
+                before.__name__,
+                self.cfg.worker_class_str,
+            )
+            self.worker_class = before
+        if before:
+            self._open_sockets(self.log.error)
+
+    def start(self) -> None:
+        """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
+        self._open_sockets(_refuse)
+        self._own_row[figures.PID], self._own_row[figures.HALF] = os.getpid(), self._board.half
+        super().start()
+        if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
+            self._statsd = Reporter(self.log, self._server)
+        if configuration.affinity(self.cfg).by == "ip" and any(
+            listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
+        ):
+            if self.pidfile is not None:
+                self.pidfile.unlink()
+            raise Refused(configuration.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
+
+    def _open_sockets(self, fail: Callable[..., None]) -> None:
+        """Have the sockets that the configuration asks for, beside the listeners.
+
+        Args:
+            fail: called with a message if one of them cannot be had; then all stays as it is
+        """
+        for name, open_socket in (
+            ("sticky_cluster_socket", self._open_cluster_socket),
+            ("sticky_status", self._open_status_socket),
+        ):
+            try:
+                open_socket()
+            except OSError as error:
+                fail("Invalid %s: %s", name, error)
+
+    def _open_status_socket(self) -> None:
+        address, before = self.cfg.sticky_status, self._status_socket
+        if address == (before and before.address):
+            return
+        from ..status.server import StatusSocket
+
+        try:
+            self._status_socket = StatusSocket(address) if address else None
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or "GUNICORN_PID" not in os.environ:
+                raise OSError(f"{address}: {error.strerror}") from None
+            # It is of another version; see _manage_status_server.
+            self.log.warning("No status while the old master has %s", address)
+            return
+        if before:
+            before.close()
+
+    def _open_cluster_socket(self) -> None:
+        from ..broadcast.join_socket import ClusterSocket
+
+        path, before = self.cfg.sticky_cluster_socket, self._cluster_socket
+        path = path and os.path.abspath(path)
+        if path == (before and before.path):
+            return
+        upgrading = "GUNICORN_PID" in os.environ  # from another version, or it would have been inherited
+        self._cluster_socket = (
+            ClusterSocket(path, uid=self.cfg.uid, gid=self.cfg.gid, replace=upgrading) if path else None
+        )
+        if before:
+            before.remove()
+
+    # --- workers in slots ---
+
+    def _set_num_workers(self, value: int) -> None:
+        if reason := configuration.too_many(value, configuration.affinity(self.cfg)):
+            self.log.error("Number of workers stays %s: %s", self.num_workers, reason)
+        else:
+            super()._set_num_workers(value)
+
+    num_workers = property(Arbiter._get_num_workers, _set_num_workers)
+
+    def _workers_of(self, slot: int) -> list[Any]:
+        """Return the workers of `slot`, the newest last."""
+        return sorted((w for w in self.WORKERS.values() if w.slot == slot), key=lambda w: w.age)
+
+    def spawn_worker(self) -> Any:
+        """Fork a worker for the slot that needs one most: without a worker, or with the oldest."""
+
+        def need(slot: int) -> int:
+            ages = [worker.age for worker in self._workers_of(slot) if worker.alive]
+            return max(ages, default=0)
+
+        return self._spawn_worker(min(range(self.num_workers), key=need))
+
+    def _spawn_worker(self, slot: int) -> Any:
+        self._open_channels(slot + 1)
+        worker_class = self.worker_class
+        number = self._free_seat(slot)
+        owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
+        row = figures.begin(self._figures.worker(number), gauges=1)
+        seat = Seat(
+            slot=slot,
+            number=number,
+            owner=owner,
+            secret=self._secret,
+            board=self._shared_board,
+            channel=self._channels[slot],
+            own_channel=self._seat_channels[number] if self._by_session() else None,
+            returns=self._returns,
+            cluster=self._cluster,
+            cluster_socket=self._cluster_socket,
+            figures=row,
+            leave=functools.partial(self._leave, slot, number),
+        )
+        self._slot_rows[slot][figures.WORKERS] += 1
+        self._board.take(number, owner, self.worker_age + 1)
+        self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
+        self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
+        try:
+            row[figures.PID] = pid = super().spawn_worker()
+            return pid
+        finally:
+            self.worker_class = worker_class
+
+    def _by_session(self) -> bool:
+        return configuration.affinity(self.cfg).by_session
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        """Send a worker a signal. It is lost on a worker that is still booting, so an end is told in two ways."""
+        if sig in (signal.SIGTERM, signal.SIGQUIT) and pid in self.WORKERS:
+            self.WORKERS[pid].alive = False
+        super().kill_worker(pid, sig)
+
+    def _open_channels(self, count: int) -> None:
+        from ..shared.channel import Channel
+
+        while len(self._channels) < count:
+            self._slot_rows.append(Row(self._figures.slot(len(self._channels))))
+            self._channels.append(Channel())
+        while self._by_session() and len(self._seat_channels) < len(self._channels) * SEATS:
+            self._seat_channels.append(Channel())
+        self._board.slots = len(self._channels)
+
+    def _free_seat(self, slot: int) -> int:
+        """Return a seat of `slot` that no worker has; if there is none, one whose worker has to end here."""
+        self._leave_seats()
+        seats = range(slot * SEATS, (slot + 1) * SEATS)
+        owners = self._board.owners()
+        for seat in seats:
+            if not owners[seat]:
+                return seat
+        board, taker = self._board, self._board.taker(slot)
+        # Who boots has an older configuration and serves nobody yet; the slot's clients are at its taker.
+        victim = min(self._workers_of(slot), key=lambda w: (w.seat == taker, not board.is_booting(w.seat), w.age))
+        self.kill_worker(victim.pid, signal.SIGKILL)
+        return int(victim.seat)
+
+    def _leave_seats(self) -> None:
+        """Take the seats from workers that are gone."""
+        taken = {worker.seat for worker in self.WORKERS.values()}
+        for seat, owner in enumerate(self._board.owners()):
+            if owner and seat not in taken:
+                self._board.leave(seat)
+
+    def _leave(self, slot: int, seat: int) -> None:
+        """In a new worker, close what belongs to the arbiter and to other slots."""
+        for inherited in (*self.LISTENERS, self._status_socket):
+            if inherited:
+                inherited.close()
+        for channels, own in ((self._channels, slot), (self._seat_channels, seat), (self._other_seat_channels, None)):
+            for number, channel in enumerate(channels):
+                if number == own:
+                    channel.close_sender()
+                else:
+                    channel.close()
+        self._returns.close_receiver()
+
+    def manage_workers(self) -> None:
+        """Keep one worker in each slot, and a dispatcher."""
+        self._slot_log.announce(self.log, configuration.affinity(self.cfg), self.num_workers)
+        self._board.restore()
+        now = time.monotonic()
+        for slot in range(self.num_workers):
+            if self._needs_worker(slot) and now >= self._worker_not_before.get(slot, 0.0):
+                self._spawn_worker(slot)
+        self._manage_dispatcher()
+        self._dismiss_workers()
+        self._manage_charge()
+        self._manage_status_server()
+        self._report()
+        self._look_at_slots()
+
+    def _needs_worker(self, slot: int) -> bool:
+        """Tell whether a slot needs another worker than those that take its connections, or will when they have booted.
+
+        Who leaves takes them until a successor does, so that can wait for those that drain. Else it cannot.
+        """
+        workers = self._workers_of(slot)
+        wanted = [worker for worker in workers if worker.alive and self._is_wanted(worker)]
+        if not wanted:
+            return True
+        return all(worker.leaving for worker in wanted) and len(workers) < WORKERS_PER_SLOT
+
+    def _dismiss_workers(self) -> None:
+        """Let go the workers whose slot has another one by now, or is no more."""
+        for worker in list(self.WORKERS.values()):
+            if not worker.alive:
+                continue
+            if worker.slot >= self.num_workers:
+                self._board.dismiss(worker.slot)
+            elif self._is_wanted(worker):
+                continue
+            self.kill_worker(worker.pid, signal.SIGTERM)
+
+    def _is_wanted(self, worker: Any) -> bool:
+        """Tell whether a worker takes its slot's connections, or boots and is the newest there."""
+        if self._board.is_booting(worker.seat):
+            return worker is self._workers_of(worker.slot)[-1]
+        return bool(self._board.taker(worker.slot) == worker.seat)
+
+    def _look_at_slots(self) -> None:
+        pids = {worker.seat: pid for pid, worker in list(self.WORKERS.items())}
+        self._slot_log.look(self.log, self.num_workers, pids)
+
+    def _report(self) -> None:
+        """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does, and count what waits."""
+        self._own_row.show()
+        for slot, channel in enumerate(self._channels):
+            seats = self._seat_channels[slot * SEATS : (slot + 1) * SEATS]
+            row = self._slot_rows[slot]
+            row[figures.WAITING] = sum(queue.queued() for queue in (channel, *seats))
+            row.show()
+        if self._statsd:
+            self._statsd.report()
+        count = len(self.WORKERS)
+        if self._last_logged_active_worker_count != count:
+            self._last_logged_active_worker_count = count
+            self.log.debug("%d workers", count, extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"})
+        if self.cfg.enable_backlog_metric:
+            backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
+            backlog += sum(channel.queued() for channel in [*self._channels, *self._seat_channels])
+            self.log.debug(
+                "socket backlog: %d",
+                backlog,
+                extra={"metric": "gunicorn.backlog", "value": backlog, "mtype": "histogram"},
+            )
+
+    # --- the dispatcher ---
+
+    def _manage_dispatcher(self) -> None:
+        """Have one dispatcher, made for what is true now."""
+        wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers, tuple(self._other_seat_channels))
+        self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
+
+    def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int, tuple[Any, ...]]) -> Body:
+        from ..dispatcher.balancing import Channels
+        from ..dispatcher.loop import Plan
+        from ..dispatcher.process import run
+
+        count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
+        self._open_channels(count)
+        self._board.count = count
+        self._board.phase = RUNNING
+        number = self._own_row[figures.DISPATCHERS_MADE]
+        row = figures.begin(self._figures.dispatcher(number), gauges=3)
+        self._own_row[figures.DISPATCHERS_MADE] = number + 1
+        plan = Plan(
+            parent=os.getpid(),
+            affinity=configuration.affinity(self.cfg),
+            refuses=refuser(self.cfg),
+            secret=self._secret,
+            listeners=[listener.fileno() for listener in self.LISTENERS],
+            tls=bool(self.cfg.is_ssl),
+            channels=Channels(self._channels[:count], self._seat_channels, made_for[3], self._returns),
+            board=self._shared_board,
+            other=self._other_board,
+            removed=self._channels[count:],
+            header_timeout=self.cfg.sticky_header_timeout,
+            slot_timeout=self.timeout or math.inf,
+            lane_size=self.cfg.backlog,
+            figures=row,
+        )
+
+        def dispatch(heartbeat: Callable[[], None]) -> None:
+            if self._status_socket:
+                self._status_socket.close()
+            run(plan, self.log, heartbeat)
+
+        return dispatch
+
+    # --- the status server ---
+
+    def _manage_status_server(self) -> None:
+        """Have one status server, if it is wanted. Of two masters it is the one in charge that has it."""
+        if self.cfg.sticky_status and not self._status_socket and not self.master_pid:
+            with contextlib.suppress(OSError):
+                self._open_status_socket()
+        wanted = (self.cfg, self._status_socket)
+        self._status_servers.keep(wanted if self._status_socket and self._board.in_charge else None)
+
+    def _new_status_server(self, made_for: tuple[Any, StatusSocket]) -> Body:
+        parent, own = os.getpid(), made_for[1]
+
+        def serve(heartbeat: Callable[[], None]) -> None:
+            self._status_socket = None
+            self._leave(NOBODY, NOBODY)
+            self._returns.close_sender()
+            own.run(self._server, parent, self.log, heartbeat)
+
+        return serve
+
+    # --- all of them ---
+
+    def close_heartbeats(self) -> None:
+        """In a new child, close the heartbeats of its siblings, which it has inherited."""
+        for sibling in [*self.WORKERS.values(), *self._dispatchers, *self._status_servers]:
+            sibling.tmp.close()
+
+    def _reap_children(self) -> None:
+        """Reap those that have ended, and kill those that hang: they wait for no application, so there is a limit."""
+        for children in (self._status_servers, self._dispatchers):
+            children.reap()
+            children.murder(self.timeout or HUNG)
+        if self._board.phase == STOPPING and not self._dispatchers:
+            self._board.phase = STOPPED
+
+    def reap_workers(self) -> None:
+        """Reap whoever has died; a dispatcher is replaced at once, also in the middle of a reload."""
+        self._reap_children()
+        before = dict(self.WORKERS)
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if self._board.phase == RUNNING:
+                raise
+            # Two workers could not boot: the first one has stopped the server already.
+            for pid in before:
+                self.kill_worker(pid, 0)  # forgets who is gone, which 25.1 has not done
+        for pid in before.keys() - self.WORKERS.keys():
+            worker = before[pid]
+            if not (worker.alive and self._board.is_booting(worker.seat)):
+                self._worker_not_before.pop(worker.slot, None)
+        self._leave_seats()
+        self._look_at_slots()
+        self._manage_charge()
+        if self._board.phase == RUNNING:
+            self._dismiss_workers()
+            if self._channels and not self._dispatchers.in_service:
+                self._manage_dispatcher()
+            if not self._status_servers.in_service:
+                self._manage_status_server()
+            if self._murder_at is not None:
+                self._go_on(self._murder_at)
+
+    def reload(self) -> None:
+        """Take over a new configuration.
+
+        Gunicorn waits there for the old workers to end, for up to `graceful_timeout`, and only reaps who has died.
+        """
+        self._murder_at = time.monotonic() + TURN
+        try:
+            super().reload()
+        finally:
+            self._murder_at = None
+
+    def _go_on(self, murder_at: float) -> None:
+        """Do what the main loop does between two signals, in the middle of a reload."""
+        self.maybe_promote_master()
+        now = time.monotonic()
+        if now >= murder_at:
+            self._murder_at = now + TURN
+            self.murder_workers()
+        self.manage_workers()
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        """Wait for signals, but not beyond the moment when there is something to do."""
+        for children in (self._dispatchers, self._status_servers):
+            if (due := children.due()) > 0:
+                timeout = min(timeout, due)
+        if not self._board.in_charge or not self._slot_log.is_settled():
+            timeout = min(timeout, POLL)
+        return super().wait_for_signals(timeout)
+
+    def murder_workers(self) -> None:
+        """Kill whoever hangs."""
+        # gevent's signal.signal calls a handler of SIGCHLD only when gevent's loop runs, which here may be never.
+        self.handle_chld()
+        super().murder_workers()
+
+    def handle_usr1(self) -> None:
+        """Reopen the logs, here and in all processes."""
+        self.log.reopen_files()  # first, so that what this makes can be opened by those who give up privileges
+        logs.give(self.cfg.uid)
+        super().handle_usr1()
+        self._dispatchers.kill(signal.SIGUSR1)
+        self._status_servers.kill(signal.SIGUSR1)
+
+    # --- stopping, and upgrading ---
+
+    def handle_winch(self) -> None:
+        """Let all workers drain, if daemonized."""
+        if self.cfg.daemon:
+            self._board.phase = STOPPING
+        super().handle_winch()
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop the dispatcher and the workers, which serve what it still passes on."""
+        self._board.phase = STOPPING if graceful else STOPPED
+        if self.master_pid and self._other_board.goes_on:
+            self._other_board.take_charge()
+        # Only the master in charge shows its end.
+        self._status_servers.retire(0 if self._board.in_charge else signal.SIGTERM)
+        self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
+        self._reap_children()
+        super().stop(graceful)
+        self._dispatchers.kill(signal.SIGKILL)
+        self._status_servers.kill(signal.SIGKILL)
+        self._reap_children()
+        if self._cluster_socket and self.reexec_pid == self.master_pid == 0:
+            self._cluster_socket.remove()
+
+    def reexec(self) -> None:
+        """Start a new master, which inherits what both have to know of each other."""
+        if self.systemd:
+            self.log.error(
+                "USR2 signal ignored: the listeners are systemd's, which can restart this without closing them"
+            )
+            return
+        if self._has_other():
+            super().reexec()  # refuses
+            return
+        from .upgrade import VARIABLE
+
+        with contextlib.ExitStack() as stack:
+            try:
+                self.cfg.env_orig[VARIABLE] = stack.enter_context(self._new_legacy().inheritable())
+            except OSError as error:
+                self.log.error("USR2 signal ignored: %s (setting: ulimit -n)", error.strerror)
+                return
+            try:
+                super().reexec()
+            except BaseException:
+                if os.getpid() == self.pid:
+                    raise
+                self.log.exception("Exception in the new master")
+                os._exit(1)  # or it would stop the workers, which are its parent's
+
+    def _new_legacy(self) -> Legacy:
+        """Return what a new master is to be given.
+
+        Raises:
+            OSError: the limit of open files leaves no room for it
+        """
+        from ..shared.channel import Channel
+        from .upgrade import Legacy
+
+        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._seat_channels) + configuration.SPARE_FILES
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY and needed > limit:
+            raise OSError(errno.EMFILE, f"two masters need {needed} open files each, and the limit is {limit}")
+        # Made here, so that each master knows the way to the other one's workers.
+        self._other_seat_channels = [Channel() for _ in self._seat_channels]
+        self._other_board = self._board.other()
+        self._other_board.phase = STARTING
+        self._show_up = time.monotonic() + SHOW_UP
+        return Legacy(
+            secret=self._secret,
+            board=self._board,
+            owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
+            returns=self._returns,
+            seat_channels=self._seat_channels,
+            new_seat_channels=self._other_seat_channels,
+            cluster=self._cluster,
+            cluster_socket=self._cluster_socket,
+            status_socket=self._status_socket,
+        )
+
+    def _has_other(self) -> bool:
+        """Tell whether there is another master: the one that started this one, or one that this one has started."""
+        return bool(self.master_pid or self.reexec_pid)
+
+    def _manage_charge(self) -> None:
+        """Let one of two masters accept: the new one, once all its slots have workers, or the one that is left."""
+        board, other = self._board, self._other_board
+        if not self._has_other():
+            self._forget_other()
+        elif other.phase == STARTING and time.monotonic() > self._show_up:
+            other.phase = STOPPED
+        if board.in_charge:
+            return
+        if self._has_other():
+            is_ready = self.master_pid and all(board.is_open(slot) for slot in range(self.num_workers))
+            if board.phase != RUNNING or (other.goes_on and not is_ready):
+                return
+        board.take_charge()
+        if board.phase == RUNNING:
+            self.log.info("%s accepts connections now", self.master_name)
+
+    def _forget_other(self) -> None:
+        """Clear what another master has left, and close what leads to its workers once nothing is in there."""
+        if self._other_board.is_current:
+            self._other_board.clear()
+        if not any(channel.queued() for channel in self._other_seat_channels):
+            for channel in self._other_seat_channels:
+                channel.close()
+            self._other_seat_channels = []
+
+    def maybe_promote_master(self) -> None:
+        """Be the only master, when the old one has gone."""
+        before = self.master_pid
+        if self.cfg.pidfile and before not in (0, os.getppid()):
+            # A master that was killed has left its file, and its pid is in use until its own parent has waited for it.
+            stale = Pidfile(self.cfg.pidfile)
+            stale.pid = before
+            stale.unlink()
+        super().maybe_promote_master()
+        if before and not self.master_pid:
+            self._manage_charge()
+            self._start_control_server()
+
+    def _start_control_server(self) -> None:
+        """Open the control socket, unless it is the old master's still."""
+        if self.master_pid:
+            return
+        super()._start_control_server()
+        if self._control_server:
+            from ..status.gunicornc import Commands  # brings asyncio along, which workers need not have
+
+            self._control_server.handlers = Commands(self, self._server)

@@ -1,0 +1,1 @@
+"""Messages between workers, and from other programs, in shared memory."""

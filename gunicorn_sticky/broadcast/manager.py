@@ -1,0 +1,120 @@
+"""The client manager for python-socketio and Flask-SocketIO: workers hear each other without a broker."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from socketio import Manager, PubSubManager
+
+from ..shared import current
+from .cluster import Cluster, Listener
+from .join_socket import Member
+
+
+def _at_home(name: str) -> Callable[..., Any]:
+    """Return a method of python-socketio's managers: that of the default one where there is nobody to talk to."""
+    shared, alone = getattr(PubSubManager, name), getattr(Manager, name)
+
+    @functools.wraps(shared)
+    def method(self: ClusterManager, *args: Any, **kwargs: Any) -> Any:
+        return (alone if self._peers is None else shared)(self, *args, **kwargs)
+
+    return method
+
+
+class ClusterManager(PubSubManager):  # type: ignore[misc]
+    """Lets the Socket.IO servers of all workers of a Gunicorn act as one, on one machine.
+
+    It does what `socketio.RedisManager` does, without Redis. In a process that is no worker of ours it is like
+    `socketio.Manager`, python-socketio's default.
+
+    Args:
+        path: of the socket that the setting ``sticky_cluster_socket`` names, for `write_only`
+        channel: a name; only managers with the same one hear each other
+        write_only: only emit, from another program of the same user
+        logger: instead of that of the Socket.IO server
+        json: instead of the module `json`, for `write_only`
+
+    Raises:
+        ValueError: `path` is given without `write_only`
+    """
+
+    name = "cluster"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        channel: str = "socketio",
+        write_only: bool = False,
+        logger: Any = None,
+        json: Any = None,
+    ) -> None:
+        if path and not write_only:
+            raise ValueError("a path is for write_only=True: workers find each other without one")
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        self._member = Member(path.removeprefix("unix:")) if path else None
+        self._listener: Listener | None = None
+
+    @property
+    def host_id(self) -> str:
+        """What tells this manager's messages from others: each process that was forked with it has one of its own."""
+        if self._identity[0] != current.generation:
+            self.host_id = uuid.uuid4().hex
+        return self._identity[1]
+
+    @host_id.setter
+    def host_id(self, value: str) -> None:
+        self._identity = current.generation, value
+
+    @property
+    def _peers(self) -> Cluster | Member | None:
+        """Who hears what is published, or None if nobody does."""
+        if self._member is not None:
+            return self._member
+        if current.cluster is not None:
+            own: Cluster = current.cluster[0]
+            return own
+        if self.write_only:
+            raise RuntimeError("outside of the workers write_only=True needs the path in sticky_cluster_socket")
+        return None
+
+    emit = _at_home("emit")
+    can_disconnect = _at_home("can_disconnect")
+    disconnect = _at_home("disconnect")
+    enter_room = _at_home("enter_room")
+    leave_room = _at_home("leave_room")
+    close_room = _at_home("close_room")
+
+    def initialize(self) -> None:
+        """Listen; the Socket.IO server calls this before its first client connects."""
+        if self._listener is not None:
+            return
+        if current.cluster is not None:
+            self._listener = current.cluster[0].listener(current.cluster[1])
+            super().initialize()
+        else:
+            Manager.initialize(self)
+            logging.getLogger(__name__).warning(
+                "ClusterManager is in no worker of gunicorn_sticky: only this process's clients hear what it emits"
+            )
+
+    def _prefix(self) -> bytes:
+        return f"{self.channel}\0{self.host_id}\0".encode()
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        if self.server is not None:
+            self.initialize()  # before a client has come: what is published may call for an answer
+        peers = self._peers
+        assert peers is not None
+        peers.tell(self._prefix() + self.json.dumps(data).encode())
+
+    def _listen(self) -> Iterator[str]:
+        assert self._listener is not None
+        own, channel = self._prefix(), f"{self.channel}\0".encode()
+        for message in self._listener.messages():
+            if message.startswith(channel) and not message.startswith(own):
+                yield message[len(own) :].decode(errors="replace")  # json.loads() would look for the encoding first

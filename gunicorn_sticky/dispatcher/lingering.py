@@ -1,0 +1,89 @@
+"""Answering in the place of a worker, and closing so that the answer arrives.
+
+Closing with bytes unread resets the connection, and a reset destroys the answer on its way. So what the client still
+sends is read and discarded for a moment (a lingering close).
+"""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
+from typing import Any
+
+from ..shared.figures import REFUSED_BY, Row
+from ..shared.refusals import Notices, answer, name
+from ..shared.unpatched import BareSocket
+from .poller import HANGUP, READABLE, Events
+
+#: Seconds that a client has to read our answer.
+LINGER = 2.0
+
+
+class Lingering:
+    """Connections that have been answered and are not closed yet.
+
+    Args:
+        tls: whether clients speak TLS, so that nobody here could answer
+        figures: the dispatcher's row, see figures.py
+    """
+
+    def __init__(self, events: Events, notices: Notices, tls: bool, figures: Row) -> None:
+        self._events = events
+        self._notices = notices
+        self._tls = tls
+        self._figures = figures
+        #: By descriptor, in order of their deadlines.
+        self._connections: dict[int, tuple[BareSocket, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def deadline(self) -> float | None:
+        """Return when the first of them has to be closed."""
+        for _, deadline in self._connections.values():
+            return deadline
+        return None
+
+    def refuse(self, connection: BareSocket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
+        """Answer a connection and close it, with one line in the log that names the setting to change."""
+        self._notices.warn(setting, "Refused a connection from %s: %d, %s", name(address), status, message)
+        self._figures[REFUSED_BY[status]] += 1
+        try:
+            if self._tls:
+                connection.close()
+                return
+            connection.send(answer(status, message), MSG_DONTWAIT | MSG_NOSIGNAL)
+            connection.shutdown(SHUT_WR)
+        except OSError:
+            connection.close()
+            return
+        fd = connection.fileno()
+        self._connections[fd] = connection, time.monotonic() + LINGER
+        self._events.watch(fd, READABLE | HANGUP, lambda _events: self._discard(fd, connection))
+
+    def expire(self, now: float) -> None:
+        """Close those that are due."""
+        while (deadline := self.deadline()) is not None and deadline <= now:
+            self.drop()
+
+    def drop(self) -> bool:
+        """Close the first of them, and return whether there was one."""
+        for fd in self._connections:
+            self._close(fd)
+            return True
+        return False
+
+    def _discard(self, fd: int, connection: BareSocket) -> None:
+        try:
+            if connection.recv(65536, MSG_DONTWAIT):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        self._events.unwatch(fd)
+        self._connections.pop(fd)[0].close()

@@ -1,0 +1,228 @@
+"""Connections whose first bytes have not shown the key yet.
+
+They are peeked at, never read: the worker reads them as if it had accepted the connection itself. A head may arrive in
+pieces, so a connection is kept, until a deadline, and looked at whenever something has happened to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from socket import MSG_DONTWAIT, MSG_PEEK
+from typing import Any
+
+from ..routing.affinity import Missing, Reader
+from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
+from ..routing.proxy_protocol import Malformed
+from ..shared.channel import Parcel
+from ..shared.figures import BY, Row
+from ..shared.refusals import Notices, name
+from ..shared.unpatched import BareSocket
+from .lingering import Lingering
+from .poller import EDGE, GONE, HANGUP, READABLE, Events
+
+#: Each look at a head copies all of it. Once looks have copied this many bytes of it, it is only looked at every `SLOW`
+#: seconds, for at most `MOMENT` seconds, and all such heads together get `SLOW_SHARE` of our time.
+LOOKS = MAX_HEAD
+SLOW = 0.1
+MOMENT = 0.005
+SLOW_SHARE = 0.1
+
+
+@dataclass
+class _Waiting:
+    connection: BareSocket
+    listener: Any
+    address: Any
+    #: What has been found out about its head.
+    head: Head
+    #: Bytes that have arrived.
+    size: int = 0
+    deadline: float = 0.0
+    #: Bytes that all looks at it have copied.
+    looked: int = 0
+
+
+class Peeking:
+    """The connections that are looked at.
+
+    Args:
+        reader: finds the key
+        patience: seconds for a connection to show it
+        dispatch: called with the descriptor of a connection and its parcel
+        lingering: refuses
+        figures: the dispatcher's row, see figures.py
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        patience: float,
+        dispatch: Callable[[int, Parcel], None],
+        events: Events,
+        lingering: Lingering,
+        notices: Notices,
+        figures: Row,
+    ) -> None:
+        self._reader = reader
+        self._patience = patience
+        self._dispatch = dispatch
+        self._events = events
+        self._lingering = lingering
+        self._notices = notices
+        self._figures = figures
+        self._buffer = bytearray(MAX_HEAD)
+        #: By descriptor, in order of their deadlines.
+        self._waiting: dict[int, _Waiting] = {}
+        #: Of those, the ones in many pieces that something has happened to, and when to look at them all.
+        self._slow: dict[int, int] = {}
+        self._slow_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def deadline(self) -> float | None:
+        """Return when there is something to do in any case."""
+        for waiting in self._waiting.values():
+            return min(waiting.deadline, self._slow_at) if self._slow else waiting.deadline
+        return None
+
+    def expire(self, now: float) -> None:
+        """Do what is due."""
+        if self._slow and self._slow_at <= now:
+            self._look_slowly(now)
+        while self._waiting:
+            waiting = next(iter(self._waiting.values()))
+            if waiting.deadline > now:
+                break
+            message = f"the {self._reader.wanted} did not arrive within {self._patience:g} s"
+            self._refuse(waiting, HTTPStatus.REQUEST_TIMEOUT, message, "sticky_header_timeout")
+
+    def hurry(self, deadline: float) -> None:
+        """Wait for none of them beyond a deadline."""
+        for waiting in self._waiting.values():
+            waiting.deadline = min(waiting.deadline, deadline)
+
+    def drop(self, reason: str) -> bool:
+        """Refuse the first of them, and return whether there was one."""
+        for waiting in self._waiting.values():
+            message = f"too many connections ({reason})"
+            if not waiting.size:
+                self._notices.warn("ulimit -n", "Closed a connection from %s: %s", name(waiting.address), message)
+            self._refuse(waiting, HTTPStatus.SERVICE_UNAVAILABLE, message, "ulimit -n")
+            return True
+        return False
+
+    def look(self, connection: BareSocket, listener: Any, address: Any) -> None:
+        """Look at a new connection, and dispatch, refuse or keep it.
+
+        Args:
+            listener: the name of the listener that it came by
+            address: its peer
+        """
+        head, size = Head(), 0
+        try:
+            size = connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+            key = self._reader.first(self._buffer, size, address, head)
+        except BlockingIOError:
+            self._keep(_Waiting(connection, listener, address, head))
+        except OSError:
+            connection.close()
+        except (Incomplete, BareLineFeed, Missing, Malformed) as error:
+            self._go_on(_Waiting(connection, listener, address, head, size, looked=size), error)
+        else:
+            self._figures[BY + self._reader.source] += 1
+            self._dispatch(connection.detach(), Parcel(listener, address, key))
+
+    def _look(self, waiting: _Waiting, events: int) -> None:
+        """Look at a connection again."""
+        try:
+            size = waiting.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(waiting)
+            return
+        if size == 0 or (size <= waiting.size and events & GONE):
+            self._close(waiting)
+            return
+        if size <= waiting.size:
+            return
+        waiting.size = size
+        waiting.looked += size
+        try:
+            key = self._reader.first(self._buffer, size, waiting.address, waiting.head)
+        except (Incomplete, BareLineFeed, Missing, Malformed) as error:
+            self._go_on(waiting, error)
+            return
+        self._forget(waiting)
+        self._figures[BY + self._reader.source] += 1
+        self._dispatch(waiting.connection.detach(), Parcel(waiting.listener, waiting.address, key))
+
+    def _go_on(self, waiting: _Waiting, error: Exception) -> None:
+        """Keep, refuse or close a connection whose bytes have given no key, but an error."""
+        if isinstance(error, Incomplete):
+            if waiting.size == 0:
+                self._close(waiting)
+            elif waiting.size < MAX_HEAD:
+                self._keep(waiting)
+            else:
+                message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
+                self._refuse(waiting, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header")
+        elif isinstance(error, Missing):
+            self._refuse(waiting, HTTPStatus.BAD_REQUEST, str(error), "sticky_ignore_missing_header")
+        elif isinstance(error, BareLineFeed):
+            self._refuse(waiting, HTTPStatus.BAD_REQUEST, str(error), "sticky_by")
+        else:
+            text = "Closed a connection from %s: malformed PROXY header, %s"
+            self._notices.warn("proxy_protocol", text, name(waiting.address), error)
+            self._close(waiting)
+
+    def _keep(self, waiting: _Waiting) -> None:
+        fd = waiting.connection.fileno()
+        if fd not in self._waiting:
+            waiting.deadline = time.monotonic() + self._patience
+            self._waiting[fd] = waiting
+            # Edge-triggered: what was only peeked at stays readable, and would wake a level-triggered watch for ever.
+            self._events.watch(fd, READABLE | HANGUP | EDGE, lambda events: self._arrived(waiting, events))
+
+    def _arrived(self, waiting: _Waiting, events: int) -> None:
+        if waiting.looked <= LOOKS:
+            self._look(waiting, events)
+            return
+        if not self._slow:
+            self._slow_at = time.monotonic() + SLOW
+        fd = waiting.connection.fileno()
+        self._slow[fd] = self._slow.get(fd, 0) | events
+
+    def _look_slowly(self, started: float) -> None:
+        """Look at heads in many pieces, the one that has waited longest first, for a moment."""
+        now = started
+        while self._slow and now - started < MOMENT:
+            fd = next(iter(self._slow))
+            self._look(self._waiting[fd], self._slow.pop(fd))
+            now = time.monotonic()
+        self._slow_at = now + ((now - started) / SLOW_SHARE if self._slow else SLOW)
+
+    def _forget(self, waiting: _Waiting) -> None:
+        fd = waiting.connection.fileno()
+        if self._waiting.pop(fd, None):
+            self._slow.pop(fd, None)
+            self._events.unwatch(fd)
+
+    def _close(self, waiting: _Waiting) -> None:
+        self._forget(waiting)
+        waiting.connection.close()
+
+    def _refuse(self, waiting: _Waiting, status: HTTPStatus, message: str, setting: str) -> None:
+        """Answer a connection, unless it has asked nothing.
+
+        Browsers open connections in advance, and take what comes there unasked for the answer to their next request.
+        """
+        if not waiting.size:
+            self._close(waiting)
+            return
+        self._forget(waiting)
+        self._lingering.refuse(waiting.connection, waiting.address, status, message, setting)

@@ -1,0 +1,33 @@
+"""The dispatcher's process: limits and signals, around its loop (loop.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from ..shared.figures import PID
+from .loop import Dispatcher, Plan
+from .tracing import ExplainingDispatcher
+
+
+def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
+    """Be the dispatcher's process (see children.py), until SIGTERM and what has been accepted is passed on."""
+    # Connections that wait are open files, and descriptors in flight count against the same limit (unix(7)).
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    plan.figures[PID] = os.getpid()
+    explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)  # however that was configured
+    dispatcher = (ExplainingDispatcher if explains else Dispatcher)(plan, log, heartbeat)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    dispatcher.wake_by(reader)
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: dispatcher.drain())
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    dispatcher.run()

@@ -1,0 +1,50 @@
+"""What the log says, at --log-level debug, of each connection: where it goes, and why.
+
+A dispatcher of its own kind, so that the usual one need not ask whether to explain itself.
+"""
+
+from __future__ import annotations
+
+from ..routing.affinity import Affinity
+from ..shared.board import SEATS
+from ..shared.channel import Channel, Parcel
+from ..shared.figures import HANDED_BACK, MOVED
+from ..shared.refusals import name
+from .balancing import Channels
+from .loop import Dispatcher
+
+_AGAIN = {HANDED_BACK: "handed back by a worker", MOVED: "moved, as its worker or its slot is gone"}
+
+
+def destination(affinity: Affinity, channels: Channels, channel: Channel, key: str) -> str:
+    """Return where a channel leads, and why a connection with this key goes there."""
+    if channel in channels.slots:
+        why = "hash"
+        if affinity.by_session:
+            why = "the session's worker is gone" if key.isdecimal() else "a new session"
+            why += f", {affinity.balance}"
+        return f"slot {channels.slots.index(channel)} ({why})"
+    if channel in channels.seats:
+        seat = channels.seats.index(channel)
+        return f"the session's worker in seat {seat} (slot {seat // SEATS})"
+    if channel in channels.others:
+        return "the session's worker, which is another master's"
+    return "the other master, which accepts connections now"
+
+
+class ExplainingDispatcher(Dispatcher):
+    """Does as a dispatcher does, and says so."""
+
+    def _dispatch(self, fd: int, parcel: Parcel) -> None:
+        self._pass_on(fd, parcel, f"key by {self._reader.origin(parcel.address)}")
+
+    def _dispatch_again(self, fd: int, parcel: Parcel, counter: int) -> None:
+        self._figures[counter] += 1
+        self._pass_on(fd, parcel, f"{_AGAIN[counter]}, key")
+
+    def _pass_on(self, fd: int, parcel: Parcel, how: str) -> None:
+        channel = self._route.channel(parcel.key)
+        where = destination(self.plan.affinity, self.plan.channels, channel, parcel.key)
+        # What clients can choose comes last, so that they cannot feign the rest.
+        self.log.debug("Connection from %s goes to %s; %s: %s", name(parcel.address), where, how, parcel.key)
+        self._lanes.pass_on(channel, fd, parcel)

@@ -1,0 +1,334 @@
+"""What arbiter, dispatcher and workers tell each other at any time: a table in shared memory.
+
+Each cell is written in one piece. There are two halves, for the two masters that there are during an upgrade (SIGUSR2).
+A half has a row for each *seat*: a slot has a few of them, because a worker that drains keeps its sessions while its
+successor is there already.
+
+A process that has gone wrong may write anything anywhere. So whatever is read is checked here, and `MasterBoard` makes
+good what it can.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from .._version import __version__
+from . import memory
+
+#: What /proc shows of the memory, for whoever looks for it.
+NAME = f"gunicorn-sticky-board-{__version__}"
+#: Seats of a slot.
+SEATS = 3
+MAX_SLOTS = 1024
+
+#: What a half is at: `phase`. STOPPED is also that of a half without a master.
+STOPPED, STARTING, RUNNING, STOPPING = range(4)
+#: What a worker is at, in its seat: these, one after the other.
+_BOOTING, _READY, _LEFT = range(3)
+
+#: What adds to a worker's load: a request that is under way, or one without a session that it has been given; and a new
+#: session. The requests are what is to be spread, so sessions only turn the scale: if each came after a request that
+#: begins none, such as for a page, one worker of two would get all pages, and the other one all sessions.
+REQUEST, SESSION = 4, 1
+#: By how much a worker may be behind with what it has been given; beyond, it has nothing to catch up on.
+LAG = 4 * REQUEST
+#: More than anybody will have been given.
+_ENOUGH = 1 << 62
+
+# The first cell of all says which half is in charge. A half has a few cells of its own, a cell for each slot, with the
+# seat, plus one, of the worker that takes its connections, and a row for each seat.
+_SLOTS, _COUNT, _PHASE, _CHANGES, _GENERATION, _MOST, _TAKERS = range(7)
+_ROWS = _TAKERS + MAX_SLOTS
+_OWNER, _AGE, _STATE, _ACTIVE, _GIVEN, _ROW = range(6)
+_HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
+#: Bytes of the memory.
+SIZE = (1 + 2 * _HALF) * 8
+#: The most that a cell may be.
+_TOP = (1 << 64) - 1
+
+
+class Board:
+    """One half of the table, as all see it but the master that it belongs to.
+
+    A half is used again by another master when its own has ended. `is_current` tells an object that was made before.
+
+    Args:
+        fd: the memory of a table that is there already; else a new one is made
+        half: 0 or 1
+        access: as `mmap.mmap` has it
+    """
+
+    def __init__(self, fd: int | None = None, half: int = 0, access: int = mmap.ACCESS_WRITE) -> None:
+        #: The descriptor of the memory.
+        self.fd = memory.create(NAME, SIZE) if fd is None else fd
+        self.half = half
+        self._use(memoryview(mmap.mmap(self.fd, SIZE, access=access)).cast("Q"))
+        self._generation = self._cells[_GENERATION]
+        if fd is None:
+            self.phase = RUNNING
+        #: By worker, where it was when last looked for.
+        self._last_seats: dict[int, int] = {}
+
+    def other(self) -> Board:
+        """Return the other half."""
+        return Board(self.fd, 1 - self.half)
+
+    def detach(self) -> None:
+        """Go on with a copy that is this process's own: nobody else sees what is written here."""
+        self._use(memoryview(bytearray(self._all)).cast("Q"))
+
+    def _use(self, cells: memoryview) -> None:
+        self._all = cells
+        self._cells = cells[1 + self.half * _HALF : 1 + (self.half + 1) * _HALF]
+        #: Where that is read which the master alone writes.
+        self._masters = self._cells
+
+    def clear(self) -> None:
+        """Forget all that is on this half: its master has ended."""
+        changes, generation = self._cells[_CHANGES] + 1 & _TOP, self._cells[_GENERATION] + 1 & _TOP
+        self._cells[_GENERATION] = generation  # first, so that what is left of that master writes no more
+        empty = memoryview(bytearray(_HALF * 8)).cast("Q")
+        empty[_CHANGES], empty[_GENERATION] = changes, generation
+        self._cells[:] = empty
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the half still belongs to the master that it belonged to when this object was made."""
+        return self._cells[_GENERATION] == self._generation
+
+    # --- the masters (written by both) ---
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether it is this master that accepts connections, and not the other one, whatever the cell contains."""
+        return min(self._all[0], 1) == self.half
+
+    def take_charge(self) -> None:
+        """Let this master accept, and the other one not."""
+        self._all[0] = self.half
+
+    # --- the master (written by the arbiter) ---
+
+    @property
+    def slots(self) -> int:
+        """How many slots there have been at most."""
+        return min(self._masters[_SLOTS], MAX_SLOTS)
+
+    @slots.setter
+    def slots(self, count: int) -> None:
+        self._put(_SLOTS, count)
+
+    @property
+    def count(self) -> int:
+        """How many slots there are."""
+        return min(self._masters[_COUNT], MAX_SLOTS)
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._put(_COUNT, count)
+
+    @property
+    def phase(self) -> int:
+        """How far the master is.
+
+        STARTING, while it has been executed by the other one and has not shown up yet; RUNNING; STOPPING, while
+        connections may still be on their way to workers; or STOPPED, when none is.
+        """
+        return self._masters[_PHASE]
+
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        self._put(_PHASE, phase)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the master is there, or about to be, and has not been told to end."""
+        return self.phase in (STARTING, RUNNING)
+
+    # --- seats (taken and left by the arbiter) ---
+
+    def take(self, seat: int, owner: int, age: int) -> None:
+        """Give a seat to a worker; the later one is made, the higher is its age, as Gunicorn has it."""
+        row = _ROWS + seat * _ROW
+        self._put(row + _AGE, age)
+        self._put(row + _STATE, _BOOTING)
+        self._put(row + _ACTIVE, 0)
+        self._put(row + _OWNER, owner)
+        self._put(_CHANGES, self.changes + 1 & _TOP)
+
+    def leave(self, seat: int) -> None:
+        """Take a seat from a worker that is gone."""
+        row = _ROWS + seat * _ROW
+        self._put(row + _OWNER, 0)
+        self._put(row + _STATE, _LEFT)
+        self._put(_CHANGES, self.changes + 1 & _TOP)
+
+    @property
+    def changes(self) -> int:
+        """How often a seat has been taken or left."""
+        return self._masters[_CHANGES]
+
+    def owners(self) -> list[int]:
+        """Return the numbers of the workers, by seat, with 0 for nobody."""
+        return self._masters[_ROWS + _OWNER : _ROWS + self.slots * SEATS * _ROW : _ROW].tolist()
+
+    def seat_of(self, owner: int) -> int | None:
+        """Return the seat of a worker, or None if it is gone."""
+        seat = self._last_seats.get(owner)
+        if seat is None or self._masters[_ROWS + seat * _ROW + _OWNER] != owner:
+            owners = self.owners()
+            if owner not in owners:
+                return None
+            seat = self._last_seats[owner] = owners.index(owner)
+        return seat
+
+    # --- what workers say ---
+
+    def claim(self, slot: int, seat: int) -> None:
+        """Take the connections of a slot from now on, and let its other workers take no more, unless one is newer."""
+        if not self.is_current:
+            return  # the master has died
+        row, taker = _ROWS + seat * _ROW, self.taker(slot)
+        rival = _ROWS + taker * _ROW
+        if taker >= 0 and self._cells[rival + _OWNER] and self._cells[rival + _AGE] > self._cells[row + _AGE]:
+            self._cells[row + _STATE] = _LEFT
+            return
+        self._cells[row + _STATE] = _READY
+        self._cells[_TAKERS + slot] = seat + 1
+
+    def close(self, seat: int) -> None:
+        """Say that new sessions are not welcome any more."""
+        if self.is_current:
+            self._cells[_ROWS + seat * _ROW + _STATE] = _LEFT
+
+    def is_booting(self, seat: int) -> bool:
+        """Tell whether a worker has not claimed its slot yet."""
+        return self._state(seat) == _BOOTING
+
+    def newcomer(self, slot: int) -> int:
+        """Return the number of a worker of a slot that is booting, or 0 if there is none."""
+        for seat in range(slot * SEATS, (slot + 1) * SEATS):
+            owner = self._cells[_ROWS + seat * _ROW + _OWNER]
+            if owner and self.is_booting(seat):
+                return owner
+        return 0
+
+    def taker(self, slot: int) -> int:
+        """Return the seat of the worker that takes a slot's connections, or -1 if there has been none."""
+        seat = self._cells[_TAKERS + slot] - 1
+        return seat if seat // SEATS == slot else -1
+
+    def dismiss(self, slot: int) -> None:
+        """Let nobody take a slot's connections (the arbiter does)."""
+        self._put(_TAKERS + slot, 0)
+
+    def is_open(self, slot: int) -> bool:
+        """Tell whether a slot has a worker that takes new sessions."""
+        taker = self.taker(slot)
+        return taker >= 0 and self._state(taker) == _READY
+
+    def _state(self, seat: int) -> int:
+        return self._cells[_ROWS + seat * _ROW + _STATE]
+
+    def set_active(self, seat: int, count: int) -> None:
+        """Say how many connections have a request under way."""
+        self._cells[_ROWS + seat * _ROW + _ACTIVE] = count
+
+    def give(self, seat: int, weight: int) -> None:
+        """Count what a worker has been given, for `load`."""
+        given = self._given(seat) + weight
+        self._cells[_ROWS + seat * _ROW + _GIVEN] = given
+        if given > self._cells[_MOST]:
+            self._cells[_MOST] = given
+
+    def _given(self, seat: int) -> int:
+        # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,
+        # Start-time Fair Queueing, 1996): else a new worker, or one that was busy for long, would get all that comes.
+        most = min(self._cells[_MOST], _ENOUGH)
+        return min(max(self._cells[_ROWS + seat * _ROW + _GIVEN], most - LAG), most)
+
+    def load(self, slot: int) -> int:
+        """Return how busy the worker that takes a slot's connections is, to compare it with others.
+
+        That is what it is busy with, and what it has been given so far: between the first requests of a session nobody
+        is busy.
+        """
+        taker = self.taker(slot)
+        if taker < 0:
+            return 0
+        return self._cells[_ROWS + taker * _ROW + _ACTIVE] * REQUEST + self._given(taker)
+
+    def _put(self, cell: int, value: int) -> None:
+        self._cells[cell] = value
+
+
+class MasterBoard(Board):
+    """A half of the table, as its master sees it, empty at first. Create it before forking.
+
+    What the master writes it keeps, and never reads back. What workers write it believes if it can be true: they take
+    over from older ones, and each goes from one state to the next. What cannot be is put right.
+    """
+
+    def __init__(self, fd: int | None = None, half: int = 0) -> None:
+        super().__init__(fd, half)
+        kept = memoryview(bytearray(_HALF * 8)).cast("Q")
+        # Another master may have had this half.
+        kept[_PHASE], kept[_CHANGES], kept[_GENERATION] = RUNNING, self._cells[_CHANGES] + 1 & _TOP, self._generation
+        self._cells[:] = self._masters = kept
+        self._charge = min(self._all[0], 1)
+
+    def shared(self) -> Board:
+        """Return this half as others are to see it."""
+        board = Board(self.fd, self.half)
+        board._generation = self._generation
+        return board
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether it is this master that accepts connections, and not the other one."""
+        charge = self._all[0]
+        if charge <= 1:
+            self._charge = charge
+        else:
+            self._all[0] = self._charge
+        return self._charge == self.half
+
+    def restore(self) -> None:
+        """Put right what others have written here."""
+        slots, end = self.slots, _ROWS + self.slots * SEATS * _ROW
+        self._cells[:_MOST] = self._masters[:_MOST]
+        if self._cells[_MOST] >= _ENOUGH:
+            self._cells[_MOST] = 0
+        for column in (_ROWS + _OWNER, _ROWS + _AGE):
+            self._cells[column:end:_ROW] = self._masters[column:end:_ROW]
+        for slot in range(slots):
+            self.taker(slot)
+            for seat in range(slot * SEATS, (slot + 1) * SEATS):
+                self._state(seat)
+
+    def taker(self, slot: int) -> int:
+        """Return the seat of the worker that takes a slot's connections, or -1 if there has been none."""
+        seat, known = super().taker(slot), self._masters[_TAKERS + slot] - 1
+        if seat >= 0 and (known < 0 or self._is_newer(seat, known)):
+            self._masters[_TAKERS + slot] = seat + 1
+            return seat
+        if seat != known:
+            self._cells[_TAKERS + slot] = known + 1
+        return known
+
+    def _is_newer(self, seat: int, other: int) -> bool:
+        """Tell whether the worker in a seat may take over from the one in the other, see `claim`."""
+        row, rival = _ROWS + seat * _ROW, _ROWS + other * _ROW
+        return not self._masters[rival + _OWNER] or self._masters[row + _AGE] > self._masters[rival + _AGE]
+
+    def _state(self, seat: int) -> int:
+        cell = _ROWS + seat * _ROW + _STATE
+        state, known = self._cells[cell], self._masters[cell]
+        if known < state <= _LEFT:
+            self._masters[cell] = state
+        elif state != known:
+            self._cells[cell] = known
+        return self._masters[cell]
+
+    def _put(self, cell: int, value: int) -> None:
+        self._masters[cell] = self._cells[cell] = value

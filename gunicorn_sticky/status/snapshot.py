@@ -1,0 +1,213 @@
+"""How a server is at this moment: what its figures (figures.py), its board (board.py) and /proc say."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import time
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..routing.key import SOURCES
+from ..shared import board as boards
+from ..shared import figures as tables
+from ..shared.board import SEATS, Board
+from ..shared.figures import DISPATCHER, DISPATCHERS, REFUSALS, WORKER, Figures
+from ..shared.memory import is_sealed
+
+#: How a slot and its workers are; beside "down", for a slot that has none.
+STARTING, READY, DRAINING, DOWN = "starting", "ready", "draining", "down"
+#: How a server is: all slots have a worker that takes new clients; some have not, or connections have to wait; or
+#: "down", if none has.
+OK, DEGRADED = "ok", "degraded"
+
+_PROC = Path("/proc")
+_TICK = os.sysconf("SC_CLK_TCK")
+#: What makes a process's number the number of its clock, see linux/posix-timers.h.
+_CPUCLOCK_SCHED = 2
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_COUNTERS = ("dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
+
+
+def _process(pid: int) -> dict[str, Any] | None:
+    """Return CPU time and memory (resident set) of a process, or None if it is gone.
+
+    The time is the scheduler's, in nanoseconds, by the clock of clock_getcpuclockid(3); that in proc_pid_stat(5), for
+    where there is none, comes in ticks of 10 ms.
+    """
+    try:
+        state, *numbers = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if state == "Z":
+        return None
+    try:
+        cpu = time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+    except OSError:
+        cpu = (int(numbers[10]) + int(numbers[11])) / _TICK
+    return {"cpu_seconds": cpu, "memory_bytes": int(numbers[20]) * _PAGE}
+
+
+def _age(row: memoryview, now: float) -> float:
+    return max(now - row[tables.STARTED] / 1e9, 0.0)  # the clock may have been set back
+
+
+def worker_state(board: Board, slot: int, seat: int) -> str:
+    """Return how the worker in a seat is."""
+    if board.is_booting(seat):
+        return STARTING
+    if board.taker(slot) == seat and board.is_open(slot):
+        return READY
+    return DRAINING
+
+
+def slot_state(states: Container[str]) -> str:
+    """Return how a slot is whose workers are in these states."""
+    return next((state for state in (READY, STARTING, DRAINING) if state in states), DOWN)
+
+
+class Server:
+    """What is known of a running server.
+
+    Args:
+        figures: its figures
+        board: its half of the board
+    """
+
+    def __init__(self, figures: Figures, board: Board) -> None:
+        self._figures = figures
+        self._board = board
+
+    def status(self) -> dict[str, Any]:
+        """Return all of it, as can be written as JSON. Times are in seconds, sizes in bytes."""
+        now = time.time()
+        slots = [self._slot(slot, now) for slot in range(self._board.count)]
+        dispatcher = self._dispatcher(now)
+        connections = [sum(worker["connections"] for worker in slot["workers"]) for slot in slots]
+        average = sum(connections) / len(slots) if slots else 0
+        return {
+            "pid": self._figures.master()[tables.PID],
+            "time": now,
+            "state": self._state(slots, dispatcher),
+            "in_charge": self._board.in_charge,
+            "imbalance": max(connections) / average if average else 1.0,
+            "slots": slots,
+            "dispatcher": dispatcher,
+        }
+
+    def _state(self, slots: list[dict[str, Any]], dispatcher: dict[str, Any]) -> str:
+        ready = [slot["state"] == READY for slot in slots]
+        if not any(ready):
+            return DOWN
+        return OK if all(ready) and dispatcher["pid"] and not dispatcher["full"] else DEGRADED
+
+    def _slot(self, slot: int, now: float) -> dict[str, Any]:
+        owners = self._board.owners()
+        seats = range(slot * SEATS, (slot + 1) * SEATS)
+        workers = [self._worker(slot, seat, now) for seat in seats if seat < len(owners) and owners[seat]]
+        found = [worker for worker in workers if worker]
+        states = {worker["state"] for worker in found}
+        row = self._figures.slot(slot)
+        counted = [dict(zip(WORKER, self._figures.worker(seat), strict=True)) for seat in seats]
+        return {
+            "slot": slot,
+            "state": slot_state(states),
+            "workers": sorted(found, key=lambda worker: worker["age"]),
+            "waiting": row[tables.WAITING],
+            "restarts": max(row[tables.WORKERS] - 1, 0),
+            **{name: sum(row[name] for row in counted) for name in _COUNTERS},
+        }
+
+    def _worker(self, slot: int, seat: int, now: float) -> dict[str, Any] | None:
+        row = self._figures.worker(seat)
+        pid, seen = row[tables.PID], _process(row[tables.PID])
+        if pid and seen is None:
+            return None  # killed a moment ago
+        return {
+            "pid": pid,
+            "seat": seat % SEATS,
+            "state": worker_state(self._board, slot, seat),
+            "age": _age(row, now),
+            "connections": row[tables.CONNECTIONS],
+            **(seen or {"cpu_seconds": 0.0, "memory_bytes": 0}),
+        }
+
+    def _dispatcher(self, now: float) -> dict[str, Any]:
+        """Return how the dispatcher is, with what it and its predecessors have counted."""
+        rows = [self._figures.dispatcher(number) for number in range(DISPATCHERS)]
+        newest = self._figures.dispatcher(self._figures.master()[tables.DISPATCHERS_MADE] - 1)
+        seen = _process(newest[tables.PID])
+        total = dict(zip(DISPATCHER, map(sum, zip(*rows, strict=True)), strict=True))
+        counters = ("accepted", "handed_back", "moved")
+        return {
+            "pid": newest[tables.PID] if seen else None,
+            "age": _age(newest, now) if seen else None,
+            "cpu_seconds": None,
+            "memory_bytes": None,
+            **(seen or {}),
+            **{name: newest[DISPATCHER.index(name)] if seen else 0 for name in ("peeking", "full", "held")},
+            **{name: total[name] for name in counters},
+            "refused": {status: total[f"refused_{status}"] for status in REFUSALS},
+            "keys": {source: total[f"by_{source}"] for source in SOURCES},
+        }
+
+
+def find(master: int | None = None, user: int | None = None) -> Iterator[Server]:
+    """Return the servers of a user, or that of one master.
+
+    Their memory is found where /proc shows what it is called, so that nobody has to answer.
+
+    Args:
+        master: its process
+        user: the number of the user that masters run as; else all users count
+    """
+    for folder in [_PROC / str(master)] if master else sorted(_PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            owner = _owner(folder)
+            links = list((folder / "fd").iterdir()) if user in (None, owner) else []
+        except OSError:
+            continue  # gone, or another user's
+        memory: dict[str, Path] = {}
+        for link in links:
+            with contextlib.suppress(OSError):  # closed since
+                name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
+                memory.setdefault(name, link)
+        try:
+            with _opened(memory[tables.NAME], owner, tables.SIZE) as shared:
+                figures = Figures(shared)
+            pid, half = figures.master()[tables.PID], figures.master()[tables.HALF]
+            if pid == int(folder.name) and half in (0, 1):
+                with _opened(memory[boards.NAME], owner, boards.SIZE) as shared:
+                    yield Server(figures, Board(shared, half, mmap.ACCESS_READ))
+        except (OSError, KeyError):
+            continue  # gone, or none of ours
+
+
+def _owner(folder: Path) -> int:
+    """Return the effective user of a process, see proc_pid_status(5); its folder in /proc may be root's."""
+    (users,) = (line for line in (folder / "status").read_text().splitlines() if line.startswith("Uid:"))
+    return int(users.split()[2])
+
+
+@contextlib.contextmanager
+def _opened(link: Path, owner: int, size: int) -> Iterator[int]:
+    """Open what has our memory's name, unless it is something else, or another user's: any process may call it so.
+
+    Raises:
+        OSError: it is
+    """
+    with contextlib.ExitStack() as stack:
+        # Without opening it yet: that might wait for ever (a FIFO), or do something (a device).
+        place = os.open(link, os.O_PATH)
+        stack.callback(os.close, place)
+        found = os.fstat(place)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
+            raise PermissionError(f"{link} is not what it is called")
+        shared = os.open(f"/proc/self/fd/{place}", os.O_RDONLY)
+        stack.callback(os.close, shared)
+        if not is_sealed(shared, size):
+            raise PermissionError(f"{link} is not what it is called")
+        yield shared

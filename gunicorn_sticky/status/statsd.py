@@ -1,0 +1,147 @@
+"""The figures as metrics, by Gunicorn's statsd logger (`gunicorn.instrument.statsd`) or one that takes the same."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from gunicorn.instrument.statsd import COUNTER_TYPE, GAUGE_TYPE
+
+from ..shared.unpatched import poll
+from .snapshot import DOWN, DRAINING, READY, STARTING, Server
+
+#: What all names begin with, after the setting statsd_prefix.
+PREFIX = "gunicorn.sticky"
+#: Seconds between two reports.
+INTERVAL = 1.0
+#: Seconds of a report for which it waits for a slow reader: the arbiter has other things to do.
+PATIENCE = 0.05
+#: How a slot is, as a number: the higher the better.
+STATES = (DOWN, DRAINING, STARTING, READY)
+#: poll(2); the name in `select` is gone if gevent has patched it.
+_WRITABLE = 0x004
+
+
+class Metric(NamedTuple):
+    """One figure: what is true now (a gauge), or how often something has happened (a counter)."""
+
+    name: str
+    type: str
+    value: float
+    #: A counter that begins anew with a process: which one.
+    pid: int = 0
+
+
+class _Zero(int):
+    """A 0 for Gunicorn's logger, which before 26.1 leaves out what is false."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def metrics(status: dict[str, Any]) -> Iterator[Metric]:
+    """Yield what a server's status (`status.Server.status`) says. Of counters, that is the total."""
+    slots, dispatcher = status["slots"], status["dispatcher"]
+    yield Metric("slots", GAUGE_TYPE, len(slots))
+    yield Metric("slots_ready", GAUGE_TYPE, sum(slot["state"] == READY for slot in slots))
+    yield Metric("imbalance", GAUGE_TYPE, round(status["imbalance"], 3))
+    for gauge in ("peeking", "full", "held"):
+        yield Metric(f"dispatcher.{gauge}", GAUGE_TYPE, dispatcher[gauge])
+    for counter in ("accepted", "handed_back", "moved"):
+        yield Metric(f"dispatcher.{counter}", COUNTER_TYPE, dispatcher[counter])
+    for group in ("refused", "keys"):
+        for name, count in dispatcher[group].items():
+            yield Metric(f"dispatcher.{group}.{name}", COUNTER_TYPE, count)
+    if dispatcher["pid"]:
+        yield _cpu("dispatcher", dispatcher)
+    for slot in slots:
+        name, workers = f"slot.{slot['slot']}", slot["workers"]
+        yield Metric(f"{name}.state", GAUGE_TYPE, STATES.index(slot["state"]))
+        yield Metric(f"{name}.waiting", GAUGE_TYPE, slot["waiting"])
+        for gauge in ("connections", "memory_bytes"):
+            yield Metric(f"{name}.{gauge}", GAUGE_TYPE, sum(worker[gauge] for worker in workers))
+        for counter in ("requests", "dispatched", "handed_over", "taken_over", "minted", "refused", "restarts"):
+            yield Metric(f"{name}.{counter}", COUNTER_TYPE, slot[counter])
+        for worker in workers:
+            yield _cpu(name, worker)
+
+
+def _cpu(name: str, process: dict[str, Any]) -> Metric:
+    return Metric(f"{name}.cpu_ms", COUNTER_TYPE, round(process["cpu_seconds"] * 1000), process["pid"])
+
+
+class Reporter:
+    """Sends a server's metrics.
+
+    Args:
+        log: Gunicorn's logger
+        server: whose metrics they are
+    """
+
+    def __init__(self, log: Any, server: Server) -> None:
+        self._log = log
+        self._server = server
+        self._due = 0.0
+        #: Names of gauges that have been sent.
+        self._gauges: set[str] = set()
+        #: What has been sent of counters, by name and process.
+        self._counted: dict[tuple[str, int], float] = {}
+        self._connection = getattr(log, "sock", None)
+        if self._connection:
+            self._poll = poll()
+            self._poll.register(self._connection, _WRITABLE)
+
+    def report(self) -> None:
+        """Send what there is, unless that was done less than a second ago."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + INTERVAL
+        status = self._server.status()
+        found = list(metrics(status))
+        deadline = now + PATIENCE
+        if status["in_charge"]:  # of two masters, one tells what is true now
+            self._send_gauges([metric for metric in found if metric.type == GAUGE_TYPE], deadline)
+        self._send_counters([metric for metric in found if metric.type == COUNTER_TYPE], deadline)
+
+    def _send_gauges(self, gauges: list[Metric], deadline: float) -> None:
+        gone = self._gauges - {gauge.name for gauge in gauges}  # with their slots; what was sent last would stay
+        for gauge in [*gauges, *(Metric(name, GAUGE_TYPE, 0) for name in gone)]:
+            if not self._is_heard(deadline):
+                return
+            self._send(gauge, gauge.value or _Zero())
+        self._gauges = {gauge.name for gauge in gauges}
+
+    def _send_counters(self, counters: list[Metric], deadline: float) -> None:
+        """Send what has been added since the last time."""
+        pids = {counter.pid for counter in counters}
+        self._counted = {key: value for key, value in self._counted.items() if not key[1] or key[1] in pids}
+        for counter in counters:
+            key = counter.name, counter.pid
+            added = counter.value - self._counted.get(key, 0)
+            if added > 0:
+                if not self._is_heard(deadline):
+                    return
+                self._send(counter, added)
+            self._counted[key] = counter.value
+
+    def _send(self, metric: Metric, value: float) -> None:
+        self._log.debug("", extra={"metric": f"{PREFIX}.{metric.name}", "value": value, "mtype": metric.type})
+
+    def _is_heard(self, deadline: float) -> bool:
+        """Tell whether a datagram can be sent.
+
+        If not, Gunicorn's logger would stand still at a Unix socket whose reader does, and log an error for each metric
+        where nobody listens.
+        """
+        if not self._connection:
+            return True
+        try:
+            self._connection.getpeername()
+        except OSError:
+            return False  # the reader of a Unix socket has gone, and Gunicorn does not connect again
+        events = self._poll.poll(max(deadline - time.monotonic(), 0) * 1000)
+        self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # takes the refusal of an earlier one: udp(7)
+        return [event for _fd, event in events] == [_WRITABLE]

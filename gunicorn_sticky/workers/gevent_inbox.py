@@ -1,0 +1,166 @@
+"""The inbox: what a worker has in the place of a listening socket, and gevent's server over it.
+
+Nothing else of Gunicorn's gevent worker has to change: pool, back-pressure, TLS and graceful stop are as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.server import StreamServer
+from gevent.socket import socket as GeventSocket
+
+from ..shared.board import RUNNING, STOPPING
+
+if TYPE_CHECKING:
+    from ..shared.channel import Channel
+    from .seat import Seat
+
+#: Seconds between two looks for what is still on its way.
+POLL = 0.02
+#: Seconds without a request of its sessions after which a worker that drains takes them for gone.
+QUIET = 3.0
+#: Seconds after which a greenlet that serves one connection after the other lets the rest of the worker run.
+TURN = 0.005
+
+
+class Inbox:
+    """The receiving end of a channel, in the place of a listening socket."""
+
+    family = -1
+
+    def __init__(self, channel: Channel) -> None:
+        self.receive = channel.receive
+        self.fileno = channel.fileno
+        self.close = channel.close
+
+    def accept(self) -> None:
+        """What gevent knows a listener by; connections are taken by `InboxServer.do_read`."""
+        raise NotImplementedError
+
+    def getsockname(self) -> str:
+        """Return what gevent calls the server's address."""
+        return "inbox"
+
+    def setblocking(self, flag: bool) -> None:
+        """Do nothing: receiving never blocks."""
+
+
+class InboxServer(StreamServer):  # type: ignore[misc]
+    """gevent's server over the inbox of a slot, for as long as its connections are this worker's to take.
+
+    Args:
+        inbox: where connections come from
+        seat: the worker's
+        last_call: seconds to wait, at the end of the server, for what is still on its way
+    """
+
+    max_accept = 1  # the others stay in the channel, where nothing can happen to them, until `_serve` takes them
+
+    def __init__(self, inbox: Inbox, seat: Seat, last_call: float, **kwargs: Any) -> None:
+        self._seat = seat
+        self._last_call = last_call
+        super().__init__(inbox, **kwargs)
+
+    def do_read(self) -> tuple[Any, Any] | None:
+        """Take one connection, as `gevent.server.StreamServer.do_read` does with ``accept()``."""
+        if not self._may_take():
+            self.stop_accepting()
+            return None
+        received = self.socket.receive()
+        if received is None:
+            return None
+        fd, parcel = received
+        if not isinstance(parcel.listener, tuple):
+            family = socket.AF_UNIX
+        else:
+            family = socket.AF_INET if len(parcel.listener) == 2 else socket.AF_INET6
+        return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), parcel
+
+    def do_handle(self, *taken: Any) -> None:
+        """Serve a connection in a greenlet of the pool."""
+        self._spawn(self._serve, taken)
+
+    def _serve(self, taken: tuple[Any, Any] | None) -> None:
+        """Serve a connection, and then those that wait already: a greenlet for each would cost more than all we add."""
+        until = time.monotonic() + TURN
+        while taken:
+            try:
+                # In a context of its own (PEP 567), as if it had a greenlet of its own.
+                contextvars.copy_context().run(self._handle, *taken)
+            finally:
+                self.do_close(*taken)
+            taken = None
+            if self.started and time.monotonic() < until:
+                with contextlib.suppress(OSError):  # no descriptors left: `_do_read` will see that, too
+                    taken = self.do_read()
+
+    def _may_take(self) -> bool:
+        return self._seat.is_taker()
+
+    def persist(self) -> None:
+        """Claim the slot again, unless it is another worker's, in case somebody has overwritten what stood there."""
+        if self._seat.board.taker(self._seat.slot) in (-1, self._seat.number):
+            self._seat.board.claim(self._seat.slot, self._seat.number)
+            self.start_accepting()
+
+    def _take_the_rest(self) -> None:
+        """At the end of the server nobody comes after this worker: serve all that has been sent to it."""
+        deadline = time.monotonic() + self._last_call
+        while time.monotonic() < deadline:
+            phase = self._seat.board.phase  # first: what came before STOPPED is seen below
+            try:
+                while received := self.do_read():
+                    self.do_handle(*received)
+            except OSError:
+                pass  # no descriptors left: in a moment, maybe
+            else:
+                if phase != STOPPING:
+                    return
+            gevent.sleep(POLL)
+
+    def close(self) -> None:
+        """Accept no more; Gunicorn's worker calls this when it begins to drain."""
+        if not self.closed:
+            if self._seat.board.phase != RUNNING:
+                self._take_the_rest()
+            self.stop_accepting()
+            gevent.sleep(0)  # so that all that have been taken begin: gevent forgets by what they are handled
+        super().close()
+
+
+class OwnInboxServer(InboxServer):
+    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives.
+
+    Args:
+        last_served: returns when the worker has last been busy with a request
+    """
+
+    def __init__(self, *args: Any, last_served: Callable[[], float], **kwargs: Any) -> None:
+        self._last_served = last_served
+        super().__init__(*args, **kwargs)
+
+    def _may_take(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Go on; the worker ends when nobody is busy, but not between two requests of a client that polls."""
+        board = self._seat.board
+        if board.phase == RUNNING or not board.in_charge:
+            if self.full():
+                gevent.spawn(self._spawn, self._stay)  # not to wait here, where the heartbeat comes from
+            else:
+                self._spawn(self._stay)
+        else:
+            self._take_the_rest()
+
+    def _stay(self) -> None:
+        began = time.monotonic()
+        while time.monotonic() - max(began, self._last_served()) < QUIET:
+            gevent.sleep(POLL)
