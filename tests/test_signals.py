@@ -18,6 +18,7 @@ import pytest
 from harness import STICKY, Server, addresses, daemon, wait_for
 
 pytestmark = pytest.mark.features
+steady = pytest.mark.xdist_group("signals")
 
 CLIENTS = addresses(12)
 #: Stops a server that starts at the stage that the environment variable names, until the file "go" exists.
@@ -54,6 +55,8 @@ LATER = [
 STARTS = int(os.environ.get("STICKY_STARTS", "6"))
 LATEST = 0.8
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+#: Each stage with SIGTERM, and with one of the two signals for a quick stop, for which Gunicorn does the same.
+LATER_STOPS = [(stage, number) for n, stage in enumerate(LATER) for number in (signal.SIGTERM, STOPS[1 + n % 2])]
 
 
 def free_port() -> int:
@@ -71,7 +74,8 @@ def stop_at(stage: str, number: int) -> tuple[int, str]:
     """Send a starting server a signal, and return its exit code and what it has logged."""
     port = free_port()
     # A worker that has not heard of the end would be waited for: longer than this test is willing to.
-    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    workers = "2" if "2" in stage else "1"
+    args = (*STICKY, "-w", workers, "--graceful-timeout", "60", "whoami:app")
     with Server(*args, bind=f"127.0.0.1:{port}", config=PAUSE, env={"STAGE": stage}) as server:
         if stage == "dispatcher":
             server.wait_for_log("Booting dispatcher")
@@ -94,8 +98,7 @@ def test_stop_before_there_are_handlers(stage: str):
         assert "Booting" not in log
 
 
-@pytest.mark.parametrize("number", STOPS)
-@pytest.mark.parametrize("stage", LATER)
+@pytest.mark.parametrize(("stage", "number"), LATER_STOPS)
 def test_stop_at_every_stage_of_the_start(stage: str, number: int):
     code, log = stop_at(stage, number)
     assert code == 0
@@ -126,19 +129,26 @@ def test_stop_at_any_time():
                 assert server.log.count("Traceback") == server.log.count("\nSystemExit: 0\n")
 
 
-@pytest.mark.parametrize("stage", ["ready", "before worker 2", "worker 1"])
-def test_what_a_starting_server_is_told_is_done_when_it_has_started(stage: str):
-    with Server(*STICKY, "-w", "2", "whoami:app", config=PAUSE, env={"STAGE": stage}) as server:
+@pytest.mark.parametrize(("stage", "workers"), [("ready", 1), ("before worker 2", 2), ("worker 1", 1)])
+def test_what_a_starting_server_is_told_is_done_when_it_has_started(stage: str, workers: int):
+    with Server(*STICKY, "-w", str(workers), "whoami:app", config=PAUSE, env={"STAGE": stage}) as server:
         wait_for((server.folder / "here").exists, stage)
         for number in (signal.SIGTTIN, signal.SIGUSR1, signal.SIGWINCH):
             server.send_signal(number)
         (server.folder / "go").touch()
         server.wait_for_log("Handling signal: ttin")
-        wait_for(lambda: len(server.alive("worker")) == 3, "three workers")
+        wait_for(lambda: len(server.alive("worker")) == workers + 1, "one more worker")
         wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
-        assert set(server.slots(addresses(40)).values()) == {0, 1, 2}
+        assert set(server.slots(addresses(40)).values()) == set(range(workers + 1))
         assert "Traceback" not in server.log
         assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that goes on whatever its tests do to its processes."""
+    with Server(*STICKY, "-w", "2", "--log-level", "debug", "whoami:app") as server:
+        yield server
 
 
 # --- the end of a running server ---
@@ -159,7 +169,7 @@ def held_request(server: Server) -> Iterator[list[int]]:
     thread.start()
     try:
         server.wait_for_log("arrived")
-        server.wait_for_log("booted", count=2)
+        wait_for(lambda: server.log.count("booted") == len(server.booted("worker")), "all workers")
         yield statuses
         thread.join(30)
         assert statuses
@@ -186,7 +196,7 @@ def test_term_lets_requests_end():
 
 
 def test_term_waits_no_longer_than_the_graceful_timeout():
-    args = (*STICKY, "-w", "2", "--graceful-timeout", "1", "whoami:app")
+    args = (*STICKY, "-w", "1", "--graceful-timeout", "1", "whoami:app")
     with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
         assert server.stop(timeout=15) == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")
@@ -195,7 +205,7 @@ def test_term_waits_no_longer_than_the_graceful_timeout():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_quick_stop_does_not_wait_for_requests(number: int):
-    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    args = (*STICKY, "-w", "1", "--graceful-timeout", "60", "whoami:app")
     with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
         assert server.stop(number, timeout=10) == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")
@@ -203,7 +213,7 @@ def test_quick_stop_does_not_wait_for_requests(number: int):
 
 
 def test_a_graceful_stop_can_be_made_quick():
-    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    args = (*STICKY, "-w", "1", "--graceful-timeout", "60", "whoami:app")
     with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
         server.send_signal(signal.SIGTERM)
         server.wait_for_log("Handling signal: term")
@@ -217,14 +227,14 @@ def test_a_graceful_stop_can_be_made_quick():
 # --- WINCH ---
 
 
-def test_winch_does_nothing_in_the_foreground():
-    with Server(*STICKY, "-w", "2", "--log-level", "debug", "whoami:app") as server:
-        before = server.slots(CLIENTS)
-        workers = server.alive("worker")
-        server.send_signal(signal.SIGWINCH)
-        server.wait_for_log("SIGWINCH ignored")
-        assert server.slots(CLIENTS) == before
-        assert server.alive("worker") == workers
+@steady
+def test_winch_does_nothing_in_the_foreground(server: Server):
+    before = server.slots(CLIENTS)
+    workers = server.alive("worker")
+    server.send_signal(signal.SIGWINCH)
+    server.wait_for_log("SIGWINCH ignored")
+    assert server.slots(CLIENTS) == before
+    assert server.alive("worker") == workers
 
 
 def test_winch_stops_the_workers_of_a_daemon_until_hup():
@@ -319,37 +329,38 @@ def test_a_second_upgrade_waits_for_the_end_of_the_first_one():
 # --- signals to those behind the master ---
 
 
-def test_a_worker_that_is_told_to_end_is_replaced_in_its_slot():
-    with Server(*STICKY, "-w", "2", "whoami:app") as server:
-        before = server.slots(CLIENTS)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT):
-            victim = server.who(source=CLIENTS[0])["pid"]
-            os.kill(victim, number)
-            wait_for(lambda: victim not in server.children(), "the worker to end")  # noqa: B023
-            assert server.slots(CLIENTS) == before
-        assert len(server.booted("worker")) == 6
+@steady
+def test_a_worker_that_is_told_to_end_is_replaced_in_its_slot(server: Server):
+    before, workers = server.slots(CLIENTS), len(server.booted("worker"))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT):
+        victim = server.who(source=CLIENTS[0])["pid"]
+        os.kill(victim, number)
+        wait_for(lambda: victim not in server.children(), "the worker to end")  # noqa: B023
+        assert server.slots(CLIENTS) == before
+    assert len(server.booted("worker")) == workers + 4
 
 
-def test_a_dispatcher_that_is_told_to_end_is_replaced():
-    with Server(*STICKY, "-w", "2", "whoami:app") as server:
-        before = server.slots(CLIENTS)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            count = len(server.booted("dispatcher"))
-            os.kill(server.alive("dispatcher")[-1], number)
-            server.wait_for_log("Booting dispatcher", count=count + 1)
-            assert server.slots(CLIENTS) == before
-        assert len(server.booted("worker")) == 2
+@steady
+def test_a_dispatcher_that_is_told_to_end_is_replaced(server: Server):
+    before, workers = server.slots(CLIENTS), server.booted("worker")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        count = len(server.booted("dispatcher"))
+        os.kill(server.alive("dispatcher")[-1], number)
+        server.wait_for_log("Booting dispatcher", count=count + 1)
+        assert server.slots(CLIENTS) == before
+    assert server.booted("worker") == workers
 
 
-def test_a_dispatcher_does_not_care_for_the_masters_signals():
+@steady
+def test_a_dispatcher_does_not_care_for_the_masters_signals(server: Server):
     """As when a terminal sends them to the whole process group."""
-    with Server(*STICKY, "-w", "2", "whoami:app") as server:
-        before = server.slots(CLIENTS)
-        (dispatcher,) = server.alive("dispatcher")
-        for name in ("HUP", "TTIN", "TTOU", "USR2", "WINCH"):
-            os.kill(dispatcher, getattr(signal, f"SIG{name}"))
-            assert server.slots(CLIENTS) == before
-        assert server.alive("dispatcher") == [dispatcher]
+    before = server.slots(CLIENTS)
+    wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+    (dispatcher,) = server.alive("dispatcher")
+    for name in ("HUP", "TTIN", "TTOU", "USR2", "WINCH"):
+        os.kill(dispatcher, getattr(signal, f"SIG{name}"))
+        assert server.slots(CLIENTS) == before
+    assert server.alive("dispatcher") == [dispatcher]
 
 
 def test_interrupt_from_the_terminal_ends_all_at_once():
