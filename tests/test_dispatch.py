@@ -6,8 +6,10 @@ import hashlib
 import json
 import random
 import re
+import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,20 +17,35 @@ from harness import STICKY, Response, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 
+pytestmark = pytest.mark.xdist_group("dispatch")
+
 CLIENTS = addresses(40)
-HEADER = (*STICKY, "-w", "4", "--sticky-proxy")
+HEADER = (*STICKY, "--sticky-proxy")
+ACCESS = "%(h)s slot=%({gunicorn_sticky.slot}e)s key=%({gunicorn_sticky.key}e)s"
 
 
 @pytest.fixture(scope="module")
-def by_ip():
-    with Server(*STICKY, "-w", "4", "whoami:app") as server:
+def by_ip() -> Iterator[Server]:
+    with Server(*STICKY, "-w", "3", "whoami:app") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def by_header():
-    with Server(*HEADER, "--sticky-header-timeout", "2", "--limit-request-field_size", "0", "whoami:app") as server:
+def by_header() -> Iterator[Server]:
+    limits = ("--sticky-header-timeout", "2", "--limit-request-field_size", "0")
+    log = ("--access-logfile", "-", "--access-logformat", ACCESS)
+    with Server(*HEADER, "-w", "3", "--bind", "unix:sticky.sock", *limits, *log, "whoami:app") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Server]:
+    """By header, for what is refused at once or else after a minute."""
+    with Server(*HEADER, "-w", "2", *PATIENT, "whoami:app") as server:
+        yield server
+
+
+PATIENT = ("--sticky-header-timeout", "60", "--keep-alive", "60", "--limit-request-line", "100")
 
 
 def talk(port: int, *pieces: bytes, source: str = "127.0.0.1", pause: float = 0.0, half_close: bool = False) -> bytes:
@@ -67,7 +84,7 @@ def ask(port: int, *fields: bytes, eol: bytes = b"\r\n", **kwargs) -> dict:
 
 def test_by_ip_each_address_has_its_worker(by_ip: Server):
     first = {source: by_ip.who(source=source) for source in CLIENTS}
-    assert {who["slot"] for who in first.values()} == {0, 1, 2, 3}
+    assert {who["slot"] for who in first.values()} == {0, 1, 2}
     for source, who in first.items():
         again = by_ip.who(source=source, headers={"X-Forwarded-For": CLIENTS[0]})
         assert (again["pid"], again["slot"]) == (who["pid"], who["slot"])
@@ -77,11 +94,12 @@ def test_by_ip_each_address_has_its_worker(by_ip: Server):
 
 def test_the_environ_is_that_of_the_stock_worker():
     names = ("REMOTE_ADDR", "SERVER_NAME", "wsgi.url_scheme")
-    binds = ("-b", "127.0.0.1:0", "-b", "[::1]:0", "-b", "0.0.0.0:0")
+    binds = ("-b", "127.0.0.1:0", "-b", "[::1]:0", "-b", "0.0.0.0:0", "-b", "[::]:0")
     seen = []
-    for worker in (["-k", "gevent"], [*STICKY, "-w", "2"]):
-        with Server(*worker, *binds, "whoami:app", bind=None) as server:
-            for port, host in zip(server.ports, ("127.0.0.1", "::1", "127.0.0.1"), strict=True):
+    for worker in (["-k", "gevent"], STICKY):
+        with Server(*worker, "-w", "1", *binds, "whoami:app", bind=None) as server:
+            *ports, dual = server.ports
+            for port, host in zip(ports, ("127.0.0.1", "::1", "127.0.0.1"), strict=True):
                 with socket.create_connection((host, port), timeout=30) as client:
                     client.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
                     own_port = client.getsockname()[1]
@@ -89,29 +107,18 @@ def test_the_environ_is_that_of_the_stock_worker():
                 assert who["SERVER_PORT"] == str(port)
                 assert who["REMOTE_PORT"] == str(own_port)
                 seen.append([who[name] for name in names])
+            if worker is STICKY:  # an IPv4 client of a dual-stack listener is an IPv4 client
+                assert json.loads(request(dual, source="127.0.0.9").body)["key"] == "127.0.0.9"
+                assert json.loads(request(dual, host="::1").body)["key"] == "::/64"
     assert seen[:3] == seen[3:]
-
-
-def test_an_ipv4_client_of_a_dual_stack_listener_is_an_ipv4_client():
-    with Server(*STICKY, "-w", "2", "whoami:app", bind="[::]:0") as server:
-        assert server.who(source="127.0.0.9")["key"] == "127.0.0.9"
-        assert server.who(host="::1")["key"] == "::/64"
-
-
-def test_slot_and_key_in_the_access_log():
-    form = "%(h)s slot=%({gunicorn_sticky.slot}e)s key=%({gunicorn_sticky.key}e)s"
-    with Server(*HEADER, "--access-logfile", "-", "--access-logformat", form, "whoami:app") as server:
-        slot = server.who(headers={"X-Forwarded-For": "1.2.3.4"})["slot"]
-        server.wait_for_log(rf"127\.0\.0\.1 slot={slot} key=1\.2\.3\.4$")
 
 
 def test_a_listener_given_as_file_descriptor():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        fd = listener.fileno()
-        with Server(*STICKY, "-w", "2", "whoami:app", bind=f"fd://{fd}", pass_fds=[fd]) as server:
-            port = listener.getsockname()[1]
-            assert request(port, source="127.0.0.9").status == 200
-            assert json.loads(request(port, source="127.0.0.9").body)["SERVER_PORT"] == str(port)
+        fd, port = listener.fileno(), listener.getsockname()[1]
+        with Server(*STICKY, "-w", "1", "whoami:app", bind=f"fd://{fd}", pass_fds=[fd]) as server:
+            who = json.loads(request(port, source="127.0.0.9").body)
+            assert (who["key"], who["SERVER_PORT"]) == ("127.0.0.9", str(port))
             assert "dispatcher" in server.log
 
 
@@ -120,11 +127,16 @@ def test_a_listener_given_as_file_descriptor():
 
 def test_by_header_each_client_has_its_worker(by_header: Server):
     first = {client: by_header.who(headers={"X-Forwarded-For": client}) for client in CLIENTS}
-    assert {who["slot"] for who in first.values()} == {0, 1, 2, 3}
+    assert {who["slot"] for who in first.values()} == {0, 1, 2}
     for client, who in first.items():
         again = by_header.who(headers={"x-FORWARDED-for": f"{client}, 10.0.0.1"}, source="127.0.0.1")
         assert (again["pid"], again["key"]) == (who["pid"], client)
         assert again["REMOTE_ADDR"] != client  # the key is not the peer's address
+
+
+def test_slot_and_key_in_the_access_log(by_header: Server):
+    slot = by_header.who(headers={"X-Forwarded-For": "1.2.3.99"})["slot"]
+    by_header.wait_for_log(rf"127\.0\.0\.1 slot={slot} key=1\.2\.3\.99$")
 
 
 @pytest.mark.parametrize(
@@ -153,19 +165,23 @@ def test_the_name_elsewhere_moves_nobody(by_header: Server):
     assert talk(port, body).startswith(b"HTTP/1.1 400 ")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "key"),
-    [
-        ("Forwarded", 'for="[2001:db8:cafe::17]:4711";proto=https, for=198.51.100.17', "2001:db8:cafe::/64"),
-        ("x-real-ip", "198.51.100.17", "198.51.100.17"),
-        ("CF-Connecting-IP", "2001:db8::1", "2001:db8::/64"),
-        ("X-Tenant", "acme", "acme"),
-    ],
-)
-def test_other_headers(name: str, value: str, key: str):
-    with Server(*HEADER, "--sticky-header", name, "whoami:app") as server:
-        assert server.who(headers={name.upper(): value})["key"] == key
-        assert server.get(headers={"X-Forwarded-For": value}).status == 400
+def test_other_headers():
+    config = "sticky_header = {!r}\nworkers = 1\n"
+    with Server(*HEADER, "whoami:app", config=config.format("X-Forwarded-For")) as server:
+        assert server.get().status == 400
+        for name, value, key in (
+            ("Forwarded", 'for="[2001:db8:cafe::17]:4711";proto=https, for=198.51.100.17', "2001:db8:cafe::/64"),
+            ("x-real-ip", "198.51.100.17", "198.51.100.17"),
+            ("CF-Connecting-IP", "2001:db8::1", "2001:db8::/64"),
+            ("X-Tenant", "acme", "acme"),
+        ):
+            server.config.write_text(config.format(name))
+            server.send_signal(signal.SIGHUP)
+            headers = {name.upper(): value}
+            wait_for(lambda: server.get(headers=headers).status == 200, f"the reload for {name}")  # noqa: B023
+            assert server.who(headers=headers)["key"] == key
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "the old dispatcher's end")
+            assert server.get(headers={"X-Forwarded-For": value}).status == 400
 
 
 def test_head_split_at_every_byte(by_header: Server):
@@ -207,9 +223,8 @@ def test_large_heads(by_header: Server, size: int, position: float):
         b"GET /odd?x\nX-Forwarded-For:\t10.9.9.9, HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n",
     ],
 )
-def test_a_bare_line_feed_is_400(data: bytes):
-    with Server(*HEADER, "--sticky-header-timeout", "60", "whoami:app") as server:
-        assert talk(server.port, data).startswith(b"HTTP/1.1 400 ")
+def test_a_bare_line_feed_is_400(patient: Server, data: bytes):
+    assert talk(patient.port, data).startswith(b"HTTP/1.1 400 ")
 
 
 REFUSED = [
@@ -223,38 +238,53 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("by", ["header", "session", "cookie"])
-def test_what_gunicorn_refuses_at_once_waits_for_no_key(by: str):
+def test_what_gunicorn_refuses_at_once_waits_for_no_key(patient: Server):
+    refuses_at_once(patient)
+
+
+@pytest.mark.parametrize("by", ["session", "cookie"])
+def test_what_gunicorn_refuses_at_once_waits_for_no_session(by: str):
+    with Server(*STICKY, "-w", "2", "--sticky-by", by, *PATIENT, "whoami:app") as server:
+        refuses_at_once(server)
+
+
+def refuses_at_once(server: Server) -> None:
     """Also on a kept-alive connection. `talk` would wait for 30 s, and the server for 60."""
-    limits = ("--sticky-header-timeout", "60", "--keep-alive", "60", "--limit-request-line", "100")
     first = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
-    with Server(*STICKY, "-w", "2", "--sticky-by", by, *limits, "whoami:app") as server:
-        for data in REFUSED:
-            assert re.match(rb"HTTP/1\.1 (400|414|505) ", talk(server.port, data)), data
-            answer = talk(server.port, first + data)
-            assert re.match(rb"(?s)HTTP/1\.1 200 .*HTTP/1\.1 (400|414|505) ", answer), data
-        assert "Refused a connection" not in server.log
+    refused = server.log.count("Refused a connection")
+    for data in REFUSED:
+        assert re.match(rb"HTTP/1\.1 (400|414|505) ", talk(server.port, data)), data
+        answer = talk(server.port, first + data)
+        assert re.match(rb"(?s)HTTP/1\.1 200 .*HTTP/1\.1 (400|414|505) ", answer), data
+    assert server.log.count("Refused a connection") == refused
 
 
 # --- what shows no key ---
 
 
-def refusal(server: Server, answer: bytes, status: int, setting: str, header: str = "x-forwarded-for") -> None:
+#: From an address of its own, so that it can be told from others in the log.
+STRANGER = "127.0.0.77"
+
+
+def refusal(server: Server, status: int, setting: str, sent: bytes, header: str = "x-forwarded-for") -> None:
+    """Send what must be refused, and see that answer and log tell why."""
+    line = rf"\[WARNING\] Refused a connection from {STRANGER}: {status}, .*"
+    before = len(re.findall(line, server.log))
+    answer = talk(server.port, sent, source=STRANGER)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
     assert header.encode() in answer.partition(b"\r\n\r\n")[2]
-    line = server.wait_for_log(rf"\[WARNING\] Refused a connection from 127\.0\.0\.1: {status}, .*").group()
-    assert header in line
-    assert setting in line
+    logged = server.wait_for_log(line, before + 1).group()
+    assert header in logged
+    assert setting in logged
 
 
 def test_missing_header_is_400():
-    with Server(*HEADER, "--sticky-header", "X-Real-IP", "whoami:app") as server:
-        answer = talk(server.port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        refusal(server, answer, 400, "sticky_ignore_missing_header", "x-real-ip")
+    with Server(*HEADER, "-w", "1", "--sticky-header", "X-Real-IP", "whoami:app") as server:
+        refusal(server, 400, "sticky_ignore_missing_header", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "x-real-ip")
 
 
 def test_missing_header_is_ignored_on_request():
-    with Server(*HEADER, "--sticky-ignore-missing-header", "whoami:app") as server:
+    with Server(*HEADER, "-w", "1", "--sticky-ignore-missing-header", "whoami:app") as server:
         for source in CLIENTS[:10]:
             assert server.who(source=source)["key"] == source
         assert server.who(headers={"X-Forwarded-For": "1.2.3.4"})["key"] == "1.2.3.4"
@@ -267,12 +297,10 @@ def test_refusal_survives_a_large_body(by_header: Server):
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-"])
-def test_half_a_head_gets_408(sent: bytes):
-    with Server(*HEADER, "--sticky-header-timeout", "1", "whoami:app") as server:
-        started = time.monotonic()
-        answer = talk(server.port, sent)
-        assert 0.9 < time.monotonic() - started < 10
-        refusal(server, answer, 408, "sticky_header_timeout")
+def test_half_a_head_gets_408(by_header: Server, sent: bytes):
+    started = time.monotonic()
+    refusal(by_header, 408, "sticky_header_timeout", sent)
+    assert 1.9 < time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -288,17 +316,15 @@ def test_half_a_head_gets_408(sent: bytes):
 )
 def test_who_says_nothing_is_told_nothing(options: tuple[str, ...]):
     """Browsers open connections in advance, and take an answer without a request for that of the next one."""
-    with Server(*STICKY, "--sticky-header-timeout", "1", *options, "whoami:app") as server:
+    with Server(*STICKY, "-w", "1", "--sticky-header-timeout", "1", *options, "whoami:app") as server:
         assert talk(server.port) == b""
         (seen,) = find(server.pid)
         assert not any(seen.status()["dispatcher"]["refused"].values())
         assert "WARNING" not in server.log
 
 
-def test_no_header_in_64_kib_is_431():
-    with Server(*HEADER, "whoami:app") as server:
-        answer = talk(server.port, b"GET / HTTP/1.1\r\nA: " + b"b" * 70_000)
-        refusal(server, answer, 431, "sticky_header")
+def test_no_header_in_64_kib_is_431(by_header: Server):
+    refusal(by_header, 431, "sticky_header", b"GET / HTTP/1.1\r\nA: " + b"b" * 70_000)
 
 
 def test_clients_that_leave_early_cost_nothing(by_header: Server):
@@ -364,25 +390,19 @@ def test_pipelining(request: pytest.FixtureRequest, mode: str):
     assert len({who["pid"] for who in answers}) == 1
 
 
-def test_gunicorns_own_limits_hold_in_the_worker():
-    with Server(*HEADER, "--limit-request-line", "100", "whoami:app") as server:
-        response: Response = server.get(path="/" + "a" * 200, headers={"X-Forwarded-For": "1.2.3.4"})
-        assert response.status in (400, 414)  # Gunicorn 25 and 27
+def test_gunicorns_own_limits_hold_in_the_worker(patient: Server):
+    response: Response = patient.get(path="/" + "a" * 200, headers={"X-Forwarded-For": "1.2.3.4"})
+    assert response.status in (400, 414)  # Gunicorn 25 and 27
 
 
-def test_unix_socket_by_header():
-    with Server(*HEADER, "whoami:app", bind="unix:sticky.sock") as server:
-        path = str(server.folder / "sticky.sock")
-        server.wait_for_log("Booting dispatcher")
-        keys = set()
-        for n in range(8):
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(30)
-                client.connect(path)
-                client.sendall(
-                    b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.%d\r\nConnection: close\r\n\r\n" % n
-                )
-                who = whos(b"".join(iter(lambda: client.recv(65536), b"")))[0]
-            keys.add(who["key"])
-            assert who["REMOTE_ADDR"] == ""
-        assert keys == {f"1.2.3.{n}" for n in range(8)}
+def test_unix_socket_by_header(by_header: Server):
+    keys = set()
+    for n in range(8):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(by_header.folder / "sticky.sock"))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.%d\r\nConnection: close\r\n\r\n" % n)
+            who = whos(b"".join(iter(lambda: client.recv(65536), b"")))[0]
+        keys.add(who["key"])
+        assert who["REMOTE_ADDR"] == ""
+    assert keys == {f"1.2.3.{n}" for n in range(8)}
