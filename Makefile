@@ -6,7 +6,8 @@ PYTHON ?= python3
 # what depends on neither, and on the others without what does not depend on the version of Python.
 PYTHONS ?= 3.10 3.11 3.12 3.13
 OLDEST := gunicorn==25.1.0
-# The tests mostly wait: more of them than there are processors can run at once.
+# The tests mostly wait: more of them than there are processors can run at once. Those that share a server are one group
+# (xdist_group), so that it is started once.
 JOBS ?= 6
 # But a server under load needs much of a processor.
 LOADS ?= 2
@@ -37,7 +38,7 @@ apt_get_install = sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	programs venv
 
 test: programs $(READY)
-	$(BIN)/pytest -n $(JOBS) -m "not load"
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load"
 	$(BIN)/pytest -n $(LOADS) -m load
 
 lint: $(READY)
@@ -117,7 +118,7 @@ matrix: programs
 		$$venv/bin/pip install --quiet --upgrade $(GROUPS_PIP); \
 		$$venv/bin/pip install --quiet --upgrade -e '$(EXTRAS)' --group test $$gunicorn; \
 		echo "Python $$version, $$gunicorn"; \
-		STICKY_REQUESTS=100 $$venv/bin/pytest -q -n $(JOBS) -m "$$tests"; \
+		STICKY_REQUESTS=100 $$venv/bin/pytest -q -n $(JOBS) --dist loadgroup -m "$$tests"; \
 		gunicorn=gunicorn; tests="not load and not programs and not features"; \
 	done
 

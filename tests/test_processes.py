@@ -199,7 +199,7 @@ def test_a_dispatcher_that_has_never_shown_life_is_replaced(timeout: str):
     config = """
 import os, signal
 from gunicorn_sticky.arbiter import arbiter
-from gunicorn_sticky.dispatcher import loop as dispatcher
+from gunicorn_sticky.dispatcher import process as dispatcher
 arbiter.HUNG = 2.0
 run = dispatcher.run
 
@@ -634,7 +634,7 @@ def test_how_long_a_slot_may_stand_still():
     """As long as Gunicorn's timeout, where 0 is no limit."""
     config = """
 timeout = 0
-from gunicorn_sticky.dispatcher import loop as dispatcher
+from gunicorn_sticky.dispatcher import process as dispatcher
 run = dispatcher.run
 
 def tell(plan, log, heartbeat):
