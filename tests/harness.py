@@ -30,12 +30,14 @@ PATIENCE = 30.0
 def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
     """Return the first true value of ``condition()``; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
+    pause = 0.005
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)  # to ask costs processor time, which those need who are waited for
 
 
 def npm_ci(folder: Path) -> None:
@@ -58,8 +60,17 @@ def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in dropped} | dict(extra or {})
 
 
+def stat(pid: str) -> list[str]:
+    """Return state, parent, process group and session of a process; of one that has ended, the state is Z."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[:4]
+    except (FileNotFoundError, ProcessLookupError):
+        return ["Z", "", "", ""]
+
+
 class Server:
-    """A gunicorn process group.
+    """A gunicorn process group, which is killed at the end of the `with` block; tests of how it stops call `stop`.
 
     Args:
         args: the command line after the program's name
@@ -145,27 +156,21 @@ class Server:
     def session(self) -> list[int]:
         """Return the pids of all processes that the server has started and that still run, whoever is their parent."""
         found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                state, _parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self._session and state != "Z":
-                    found.append(int(entry.name))
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                state, _parent, _group, session = stat(entry)
+                if session == str(self._session) and state != "Z":
+                    found.append(int(entry))
         return found
 
     def children(self) -> dict[int, str]:
         """Return the processes that the master has forked: their titles, by pid."""
         found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                stat = (entry / "stat").read_text()
-                parent = int(stat.rpartition(")")[2].split()[1])
-                state = stat.rpartition(")")[2].split()[0]
-                if parent == self.pid and state != "Z":
-                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
-            except (OSError, ValueError):
-                continue
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in os.listdir(f"/proc/{self.pid}/task"):
+                for pid in Path(f"/proc/{self.pid}/task/{thread}/children").read_text().split():
+                    if stat(pid)[0] != "Z":
+                        found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
         return found
 
     def booted(self, kind: str) -> list[int]:
@@ -195,17 +200,14 @@ class Server:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            self.stop(timeout=10)
-        except subprocess.TimeoutExpired:
-            print(self.log)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._session, signal.SIGKILL)
             self.process.wait()
-            if exception[0] is not None:
-                print(self.log)
-            self._folder.cleanup()
+            # Until its ports are free.
+            wait_for(lambda: os.killpg(self._session, 0), "all processes to end")
+        if exception[0] is not None:
+            print(self.log)
+        self._folder.cleanup()
 
 
 @contextlib.contextmanager
