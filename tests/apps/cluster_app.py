@@ -3,6 +3,7 @@
 import itertools
 import os
 
+import lean  # noqa: F401
 import socketio
 
 from gunicorn_sticky import ClusterManager

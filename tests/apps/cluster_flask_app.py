@@ -2,6 +2,7 @@
 
 import os
 
+import lean  # noqa: F401
 from flask import Flask, request
 from flask_socketio import SocketIO, emit, join_room
 

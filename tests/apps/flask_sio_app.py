@@ -1,5 +1,6 @@
 """Flask-SocketIO: answers the event "who"."""
 
+import lean  # noqa: F401
 from flask import Flask, request
 from flask_socketio import SocketIO
 from seen import watched, who

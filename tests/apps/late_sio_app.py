@@ -5,6 +5,7 @@ import functools
 
 @functools.cache
 def load():
+    import lean  # noqa: F401
     import socketio
 
     return socketio.WSGIApp(socketio.Server(async_mode="gevent"))

@@ -1,5 +1,6 @@
 """python-socketio: answers the event "who"."""
 
+import lean  # noqa: F401
 import socketio
 from seen import watched, who
 

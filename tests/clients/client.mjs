@@ -8,10 +8,10 @@ import { io } from "socket.io-client";
 
 const TIMEOUT = 30_000;
 
-async function run(address, task) {
+async function run(address, task, transports) {
   const socket = io(`http://127.0.0.1:${task.port}`, {
     forceNew: true,
-    transports: task.transports,
+    transports,
     timeout: TIMEOUT,
     ackTimeout: TIMEOUT,
     // Without keepAlive, each request of long polling is a new TCP connection.
@@ -33,7 +33,7 @@ async function run(address, task) {
     });
     const { engine } = socket.io;
     result.answers.push(await socket.emitWithAck("who"));
-    const last = task.transports.at(-1);
+    const last = transports.at(-1);
     if (engine.transport.name !== last) {
       await once(engine, "upgrade", { signal: AbortSignal.timeout(TIMEOUT) });
     }
@@ -41,7 +41,8 @@ async function run(address, task) {
     result.answers.push(await socket.emitWithAck("who"));
     result.transport = engine.transport.name;
   } catch (error) {
-    result.error = `${error} ${error.description ?? ""} ${lost}`;
+    // What Node says of a connection that failed is in `context`.
+    result.error = `${error} ${error.description ?? ""} ${error.context?.statusText ?? ""} ${lost}`;
   }
   result.still_connected = socket.connected && !lost;
   socket.disconnect();
@@ -49,4 +50,5 @@ async function run(address, task) {
 }
 
 const task = await json(process.stdin);
-console.log(JSON.stringify(await Promise.all(task.addresses.map((address) => run(address, task)))));
+const clients = task.clients.flatMap(([transports, addresses]) => addresses.map((address) => [address, transports]));
+console.log(JSON.stringify(await Promise.all(clients.map(([address, transports]) => run(address, task, transports)))));

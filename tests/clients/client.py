@@ -17,7 +17,7 @@ from sio_client import From
 TIMEOUT = 30
 
 
-def run(address, task):
+def run(address, task, transports):
     session = requests.Session()
     session.trust_env = False
     session.headers["Connection"] = "close"  # each request of long polling is a new TCP connection
@@ -27,7 +27,7 @@ def run(address, task):
         session.headers.update(headers)  # those given to connect() are not sent with later polling requests
     elif task["by"] == "ip":
         session.mount("http://", From(address))
-        if "websocket" in task["transports"]:
+        if "websocket" in transports:
             # websocket-client cannot be told where to connect from
             websocket_options["socket"] = socket.create_connection(
                 ("127.0.0.1", task["port"]), TIMEOUT, source_address=(address, 0)
@@ -43,9 +43,7 @@ def run(address, task):
     client.on("disconnect", lambda reason: lost.set())
     result = {"address": address, "answers": []}
     try:
-        client.connect(
-            f"http://127.0.0.1:{task['port']}", headers=headers, transports=task["transports"], wait_timeout=TIMEOUT
-        )
+        client.connect(f"http://127.0.0.1:{task['port']}", headers=headers, transports=transports, wait_timeout=TIMEOUT)
         result["answers"].append(client.call("who", timeout=TIMEOUT))
         lost.wait(task["stay"])
         result["answers"].append(client.call("who", timeout=TIMEOUT))
@@ -59,5 +57,6 @@ def run(address, task):
 
 
 task = json.load(sys.stdin)
-with ThreadPoolExecutor(len(task["addresses"])) as pool:
-    json.dump(list(pool.map(lambda address: run(address, task), task["addresses"])), sys.stdout)
+clients = [(address, transports) for transports, addresses in task["clients"] for address in addresses]
+with ThreadPoolExecutor(len(clients)) as pool:
+    json.dump(list(pool.map(lambda client: run(client[0], task, client[1]), clients)), sys.stdout)
