@@ -39,7 +39,7 @@ apt_get_install = sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load"
-	$(BIN)/pytest -n $(LOADS) -m load
+	$(BIN)/pytest -n $(LOADS) --dist loadgroup -m load
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -100,7 +100,7 @@ fuzz-quick: $(FUZZ_READY)
 
 # Each kind of fault 50 times, and 1 000 clients or more of each kind that means no good.
 faults: programs $(READY)
-	STICKY_FAULTS=50 $(BIN)/pytest -q -n $(LOADS) -m load
+	STICKY_FAULTS=50 $(BIN)/pytest -q -n $(LOADS) --dist loadgroup -m load
 
 build: $(READY)
 	@rm -rf dist

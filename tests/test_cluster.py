@@ -118,6 +118,7 @@ def three(three_workers: Site) -> Iterator[list[Client]]:
     three_workers.leave()
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.programs
 def test_rooms_and_single_clients(three: list[Client]):
     a, b, c = three
@@ -139,6 +140,7 @@ def test_rooms_and_single_clients(three: list[Client]):
     ]
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.programs
 def test_rooms_of_clients_of_other_workers(three: list[Client]):
     a, b, c = three
@@ -154,6 +156,7 @@ def test_rooms_of_clients_of_other_workers(three: list[Client]):
     assert heard(b, three) == [[], [], []]
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.programs
 def test_a_client_of_another_worker_is_disconnected(three: list[Client]):
     a, b, c = three
@@ -164,6 +167,7 @@ def test_a_client_of_another_worker_is_disconnected(three: list[Client]):
     assert b.count("left") == 0
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.programs
 def test_namespaces(three_workers: Site, three: list[Client]):
     others = [
@@ -179,6 +183,7 @@ def test_namespaces(three_workers: Site, three: list[Client]):
         assert sorted(other.heard) == [("/other", "there", 1), ("end",), ("here",)]
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.programs
 def test_payloads(three: list[Client]):
     payloads = [
@@ -199,6 +204,7 @@ def test_payloads(three: list[Client]):
         assert events == [*(("payload", payload) for payload in payloads), ("said", a.pid, events[-1][2], None, "")]
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.programs
 def test_callbacks(three: list[Client]):
     for asking, asked in itertools.product(three, three):

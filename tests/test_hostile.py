@@ -24,7 +24,7 @@ import pytest
 from harness import STICKY, TESTS, Server, addresses, wait_for
 from test_proxies import HAPROXY, haproxy
 
-pytestmark = pytest.mark.load
+pytestmark = [pytest.mark.load, pytest.mark.xdist_group("hostile")]
 
 CLIENTS = max(200, 20 * int(os.environ.get("STICKY_FAULTS", "1")))
 #: Seconds for a head: `sticky_header_timeout` in the dispatcher, and in the worker Gunicorn's default for `keepalive`.

@@ -170,6 +170,19 @@ def owners(server: Server) -> dict[str, int]:
     return pids
 
 
+@pytest.fixture(scope="module")
+def by_header() -> Iterator[Server]:
+    with Server(*BY_HEADER) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def trusting() -> Iterator[Server]:
+    """It trusts the proxy only."""
+    with Server(*BY_HEADER, "--sticky-trusted-proxies", "127.0.0.1") as server:
+        yield server
+
+
 def misrouted(answers: Answers, pids: dict[str, int]) -> list[tuple[str, dict[str, Any]]]:
     return [
         (client, who)
@@ -179,17 +192,17 @@ def misrouted(answers: Answers, pids: dict[str, int]) -> list[tuple[str, dict[st
     ]
 
 
+@pytest.mark.xdist_group("proxies by header")
 @pytest.mark.parametrize(
     ("proxy", "text", "reuses"),
     [(nginx, NGINX, True), (haproxy, HAPROXY, True), (nginx, NGINX_WITHOUT, False)],
     ids=["nginx", "haproxy", "nginx-without-keepalive"],
 )
-def test_200_clients_by_header(tmp_path: Path, proxy: Any, text: str, reuses: bool):
+def test_200_clients_by_header(by_header: Server, tmp_path: Path, proxy: Any, text: str, reuses: bool):
     """Each of 4000 requests is served by its client's worker, whoever's requests came before on the connection."""
-    with Server(*BY_HEADER) as server:
-        pids = owners(server)
-        with proxy(tmp_path, server.port, text) as port:
-            answers = converse(port)
+    pids = owners(by_header)
+    with proxy(tmp_path, by_header.port, text) as port:
+        answers = converse(port)
     assert misrouted(answers, pids) == []
     if reuses:
         assert connections(answers) < 400
@@ -199,12 +212,14 @@ def test_200_clients_by_header(tmp_path: Path, proxy: Any, text: str, reuses: bo
         assert connections(answers) > 2000
 
 
+@pytest.mark.xdist_group("proxies trusting")
 @pytest.mark.parametrize(("proxy", "text"), [(nginx, NGINX), (haproxy, HAPROXY)], ids=["nginx", "haproxy"])
-def test_what_a_client_claims_does_not_count_if_only_the_proxy_is_trusted(tmp_path: Path, proxy: Any, text: str):
-    with Server(*BY_HEADER, "--sticky-trusted-proxies", "127.0.0.1") as server:
-        pids = owners(server)
-        with proxy(tmp_path, server.port, text) as port:
-            answers = converse(port, 3, {"X-Forwarded-For": "203.0.113.1"})
+def test_what_a_client_claims_does_not_count_if_only_the_proxy_is_trusted(
+    trusting: Server, tmp_path: Path, proxy: Any, text: str
+):
+    pids = owners(trusting)
+    with proxy(tmp_path, trusting.port, text) as port:
+        answers = converse(port, 3, {"X-Forwarded-For": "203.0.113.1"})
     assert misrouted(answers, pids) == []
 
 
@@ -290,6 +305,9 @@ def exchange(port: int, data: bytes, source: str = "127.0.0.1") -> tuple[int, di
         return answer(connection)
 
 
+by_ip_group = pytest.mark.xdist_group("proxies by ip")
+
+
 @pytest.fixture(scope="module")
 def by_ip() -> Iterator[Server]:
     config = "def sticky_connection(worker, connection): worker.log.info('Key %s', connection.key)"
@@ -297,6 +315,7 @@ def by_ip() -> Iterator[Server]:
         yield server
 
 
+@by_ip_group
 @pytest.mark.parametrize(
     ("header", "key", "address"),
     [
@@ -314,6 +333,7 @@ def test_key_and_remote_address(by_ip: Server, header: bytes, key: str, address:
     assert (status, who["key"], who["REMOTE_ADDR"]) == (200, key, address)
 
 
+@by_ip_group
 @pytest.mark.parametrize(
     "header",
     [version_2(0, 0, b""), version_2(0, 0x11, V2[16:]), version_2(1, 0x01, b"")],
@@ -326,6 +346,7 @@ def test_local_counts_as_the_peer(by_ip: Server, header: bytes):
     assert (status, who["key"], who["REMOTE_ADDR"]) == (200, "127.0.0.8", None)
 
 
+@by_ip_group
 @pytest.mark.parametrize(
     "header",
     [b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN 198.51.100.7 192.0.2.1 4711 80\r\n"],
@@ -338,6 +359,7 @@ def test_unknown_counts_as_the_peer(by_ip: Server, header: bytes):
     by_ip.wait_for_log(f"Key {address}$")
 
 
+@by_ip_group
 @pytest.mark.parametrize(
     "header",
     [
@@ -367,6 +389,7 @@ def test_malformed_header(by_ip: Server, header: bytes):
     wait_for(logged, "the line in the log")
 
 
+@by_ip_group
 def test_peer_that_may_not_send_a_header(by_ip: Server):
     """It is routed by its own address, and Gunicorn refuses it."""
     for header in (V1, V2):
@@ -455,29 +478,29 @@ def test_trusted_proxies():
 # --- sticky_by = "session" ---
 
 
-PIDS = ("--access-logfile", "-", "--access-logformat", "served by %(p)s")
+@pytest.fixture(scope="module")
+def by_session() -> Iterator[Server]:
+    with Server(*STICKY, "--sticky-by", "session", *KEEP_ALIVE, "-w", "4", "sio_app:app") as server:
+        # Those that are ready get all sessions while the others boot.
+        server.wait_for_log(r"Slot \d: ready", count=4)
+        yield server
 
 
+@pytest.mark.xdist_group("proxies by session")
 @pytest.mark.usefixtures("node_modules")
 @pytest.mark.parametrize("mode", ["upgrade", "websocket"])
 @pytest.mark.parametrize("site", [NGINX, NGINX_WITHOUT], ids=["keepalive", "without-keepalive"])
-def test_sessions_behind_one_address_spread(tmp_path: Path, site: str, mode: str):
-    """All 400 come from the address of nginx: the busiest of 4 workers has at most 1.3 times its share."""
-    number = 400
+def test_sessions_behind_one_address_spread(by_session: Server, tmp_path: Path, site: str, mode: str):
+    """All 200 come from the address of nginx: the busiest of 4 workers has at most 1.3 times its share."""
     # Behind nginx it does not matter where the clients come from.
-    task = {"by": "header", "transports": MODES[mode], "addresses": CLIENTS * 2, "stay": 2}
-    with (
-        Server(*STICKY, "--sticky-by", "session", *KEEP_ALIVE, *PIDS, "-w", "4", "sio_app:app") as server,
-        nginx(tmp_path, server.port, site) as port,
-    ):
-        # Those that are ready get all sessions while the others boot.
-        wait_for(lambda: server.get() and len(set(re.findall(r"^served by <(\d+)>", server.log, re.M))) == 4, "workers")
+    task = {"by": "header", "clients": [(MODES[mode], CLIENTS)], "stay": 2}
+    with nginx(tmp_path, by_session.port, site) as port:
         command = json.dumps(task | {"port": port})
         done = subprocess.run(JAVASCRIPT, input=command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
-        results = json.loads(done.stdout)
+    results = json.loads(done.stdout)
     assert [r for r in results if "error" in r or not r["still_connected"] or r["reconnects"]] == []
     workers = [{answer["pid"] for answer in result["answers"]} for result in results]
     assert {len(pids) for pids in workers} == {1}
     loads = Counter(pids.pop() for pids in workers)
-    assert loads.total() == number
-    assert max(loads.values()) <= 1.3 * number / 4, loads
+    assert loads.total() == len(CLIENTS)
+    assert max(loads.values()) <= 1.3 * len(CLIENTS) / 4, loads

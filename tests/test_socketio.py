@@ -43,7 +43,9 @@ def fresh_addresses(number: int) -> list[str]:
 OPTIONS = {"ip": [], "header": ["--sticky-proxy"], "session": ["--sticky-by", "session"]}
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(by, marks=pytest.mark.xdist_group(f"socketio {by}")) for by in OPTIONS]
+)
 def by(request: pytest.FixtureRequest) -> str:
     return request.param
 
