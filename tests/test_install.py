@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from harness import APPS, PATIENCE, STICKY, TESTS, Server, clean_env, wait_for
+
+# One process makes the environments.
+pytestmark = pytest.mark.xdist_group("install")
 
 OPTIONS = (
     "--sticky-by",
@@ -108,58 +110,82 @@ class Install:
         return line
 
 
-def pip_install(python: Path, *args: str) -> None:
-    # The version under test, not the newest.
-    command = [str(python), "-m", "pip", "install", "--quiet", *args, f"gunicorn=={version('gunicorn')}"]
+def pip(*args: object) -> None:
+    command = [sys.executable, "-m", "pip", *map(str, args)]
     done = subprocess.run(command, env=clean_env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.fixture(scope="session")
-def make_venv(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make an empty virtual environment, once for all of xdist's processes, and install a copy of the checkout."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-
-    def make(name: str, *pip_args: str) -> Path:
-        folder, done = base / name, base / f"{name}.done"
-        with (base / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not done.exists():
-                subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-                source = folder / "source"  # so that nothing is written into the checkout
-                ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(TESTS.parent / "gunicorn_sticky", source / "gunicorn_sticky", ignore=ignore)
-                for file in ("pyproject.toml", "README.md", "LICENSE"):
-                    shutil.copy(TESTS.parent / file, source)
-                pip_install(folder / "bin" / "python", *(arg.format(folder=folder) for arg in pip_args), str(source))
-                done.touch()
-        return folder
-
-    return make
+def make_venv(folder: Path) -> tuple[Path, Path]:
+    """Make a virtual environment without pip, which takes seconds; return its Python and its site-packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    return folder / "bin" / "python", packages
 
 
-@pytest.fixture(scope="session")
-def regular(make_venv: Callable[..., Path]) -> Install:
-    """`pip install .`"""
-    folder = make_venv("regular")
-    return Install(folder / "bin" / "python", folder / "bin")
+#: The version under test, not the newest.
+GUNICORN = f"gunicorn=={version('gunicorn')}"
 
 
-@pytest.fixture(scope="session")
-def editable(make_venv: Callable[..., Path]) -> Install:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is packaged, so that nothing is written into the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(TESTS.parent / "gunicorn_sticky", source / "gunicorn_sticky", ignore=ignore)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(TESTS.parent / file, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` and `pip install gunicorn-sticky` install."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def regular(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """With all that it depends on."""
+    folder = tmp_path_factory.mktemp("regular")
+    python, _packages = make_venv(folder)
+    pip("--python", python, "install", "--quiet", wheel, GUNICORN)
+    return Install(python, folder / "bin")
+
+
+def borrow(regular: Install, packages: Path) -> None:
+    """Let an environment have what Gunicorn and this project depend on from where they are installed already.
+
+    A path that a .pth file adds comes last, and .pth files there do not count.
+    """
+    (others,) = regular.bin.parent.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(f"{others}\n")
+
+
+@pytest.fixture(scope="module")
+def editable(regular: Install, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """`pip install -e .`"""
-    folder = make_venv("editable", "--editable")
-    return Install(folder / "bin" / "python", folder / "bin")
+    folder = tmp_path_factory.mktemp("editable")
+    python, packages = make_venv(folder)
+    pip("--python", python, "install", "--quiet", "--no-deps", "--editable", source, GUNICORN)
+    borrow(regular, packages)
+    install = Install(python, folder / "bin")
+    assert install.run("python -c", "import gunicorn_sticky; print(gunicorn_sticky.__file__)").startswith(str(source))
+    return install
 
 
-@pytest.fixture(scope="session")
-def target(make_venv: Callable[..., Path]) -> Install:
+@pytest.fixture(scope="module")
+def target(regular: Install, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """`pip install --target DIR .` and PYTHONPATH=DIR: no .pth file is processed there."""
-    folder = make_venv("target", "--target", "{folder}/target")
-    packages = folder / "target"
-    return Install(folder / "bin" / "python", packages / "bin", {"PYTHONPATH": str(packages)})
+    folder = tmp_path_factory.mktemp("target")
+    python, packages = make_venv(folder)
+    target = folder / "target"
+    pip("--python", python, "install", "--quiet", "--no-deps", "--target", target, wheel, GUNICORN)
+    borrow(regular, packages)
+    return Install(python, target / "bin", {"PYTHONPATH": str(target)})
 
 
 @pytest.fixture(params=[("gunicorn_sticky",), ("gunicorn_sticky", "gunicorn")], ids=" and ".join)
