@@ -77,8 +77,8 @@ def _replace_arbiter(base: "ModuleType") -> None:
 
 
 def _is_sticky(worker_class: object) -> bool:
-    worker = sys.modules.get(f"{__package__}.workers.gevent_worker")  # there already, if the class is one of ours
-    return worker is not None and isinstance(worker_class, type) and issubclass(worker_class, worker.GeventStickyWorker)
+    core = sys.modules.get(f"{__package__}.workers.core")  # there already, if the class is one of ours
+    return core is not None and isinstance(worker_class, type) and issubclass(worker_class, core.StickyWorker)
 
 
 def _with_warning(arbiter: "Any", app: "Any") -> "Any":

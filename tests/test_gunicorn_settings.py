@@ -439,7 +439,7 @@ def test_uwsgi_protocol_by_address():
 
 def test_spew():
     # What is imported before is not traced, and that is most.
-    config = "import gunicorn_sticky.arbiter.arbiter, gunicorn_sticky.dispatcher, gevent.monkey, gevent.pywsgi"
+    config = "import gunicorn_sticky.arbiter.arbiter, gunicorn_sticky.dispatcher.process, gevent.monkey, gevent.pywsgi"
     with Server(*STICKY, "-w", "1", "--spew", "hello:app", config=config) as server:
         assert server.get(timeout=4 * PATIENCE).status == 200
         server.wait_for_log("hello:")

@@ -202,7 +202,7 @@ def test_after_so_many_fields_without_a_known_id_the_session_is_a_new_one(line: 
     session = Affinity(by="session", session_keys=("cookie:id", "header:x-id"))
     late = b"Cookie: id=" + Ids(bytes(16)).tag("a", 7).encode() + b"\r\n"
     address = "192.0.2.1", 4711
-    for lines, key in ((MAX_VALUES - 1, "7"), (MAX_VALUES, address[0])):
+    for lines, key in ((MAX_VALUES - 1, 7), (MAX_VALUES, address[0])):
         data = b"GET / HTTP/1.1\r\n" + line * lines + late + b"\r\n"
         head = Head()
         for size in range(0, len(data), 100):

@@ -9,6 +9,7 @@ import pytest
 
 from gunicorn_sticky.dispatcher.balancing import Channels, Half, SessionRoute
 from gunicorn_sticky.routing.affinity import Affinity
+from gunicorn_sticky.routing.key import Key, Owner
 from gunicorn_sticky.shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
 from gunicorn_sticky.shared.channel import Channel
 
@@ -35,7 +36,7 @@ class Rig:
         for channel in (*self.channels.slots, *self.channels.seats, *self.channels.others, self.channels.returns):
             channel.close()
 
-    def goes_to(self, key: str) -> str:
+    def goes_to(self, key: Key) -> str:
         channel = self.route.channel(key)
         for name in ("slots", "seats", "others"):
             if channel in getattr(self.channels, name):
@@ -53,14 +54,15 @@ def rig() -> Iterator[Rig]:
 @pytest.mark.parametrize(
     ("key", "in_charge", "otherwise"),
     [
-        ("1", "seats", "seats"),
-        ("11", "others", "others"),
-        ("12", "slots", "returns"),  # what leads there is not known
-        ("99", "slots", "returns"),
+        (Owner(1), "seats", "seats"),
+        (Owner(11), "others", "others"),
+        (Owner(12), "slots", "returns"),  # what leads there is not known
+        (Owner(99), "slots", "returns"),
         ("127.0.0.1", "slots", "returns"),
+        ("1", "slots", "returns"),  # text is no number of a worker
     ],
 )
-def test_sessions_of_both_masters(key: str, in_charge: str, otherwise: str, rig: Rig):
+def test_sessions_of_both_masters(key: Key, in_charge: str, otherwise: str, rig: Rig):
     assert rig.goes_to(key) == in_charge
     rig.other.take_charge()
     assert rig.goes_to(key) == otherwise
@@ -70,13 +72,13 @@ def test_sessions_of_both_masters(key: str, in_charge: str, otherwise: str, rig:
 
 def test_the_channels_of_a_master_lead_to_nobody_once_another_one_has_its_half(rig: Rig):
     rig.board.other().clear()
-    assert rig.goes_to("11") == "slots"
+    assert rig.goes_to(Owner(11)) == "slots"
     assert list(rig.route.halves[1].deserted()) == rig.channels.others
     successor = rig.board.other()
     successor.slots = SLOTS
     successor.take(0, 11, 1)
     successor.claim(0, 0)
-    assert rig.goes_to("11") == "slots"
+    assert rig.goes_to(Owner(11)) == "slots"
     assert list(rig.route.halves[1].deserted()) == rig.channels.others
 
 

@@ -32,7 +32,7 @@ from ..shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, MasterBo
 from ..shared.figures import Figures, Row
 from ..status.snapshot import Server
 from ..status.statsd import Reporter
-from ..workers.gevent_worker import GeventStickyWorker
+from ..workers.core import StickyWorker
 from ..workers.parser import refuser
 from ..workers.seat import Seat
 from .children import Body, Children
@@ -162,7 +162,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         super().setup(app)
         if omitted:
             self.log.info("Number of workers not given: %d, one per CPU (setting: workers)", self.num_workers)
-        if not issubclass(self.worker_class, GeventStickyWorker):
+        if not issubclass(self.worker_class, StickyWorker):
             self.log.error(
                 "Worker class stays %s: a reload cannot change it to %s, which is not sticky; restart instead",
                 before.__name__,

@@ -10,21 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import time
 from collections.abc import Iterator
 from typing import Any
-
-import gevent
-from gevent.socket import wait_read
 
 from ..shared import current
 from ..shared.unpatched import epoll
 from .rings import SIZE, Reader, Rings, Writer
-
-#: Seconds after which a listener lets the rest of its process run.
-TURN = 0.005
-#: Seconds after which it looks again for what could not be read yet.
-AGAIN = 0.001
 
 
 def _begin_generation() -> None:
@@ -89,7 +80,7 @@ class Cluster:
 
 
 class Listener:
-    """Hears messages, in a greenlet."""
+    """Hears messages. Wait for what `fileno` returns to be readable, call `hear`, and so on."""
 
     def __init__(self, reader: Reader, doorbell: int, log: Any) -> None:
         self._reader = reader
@@ -97,25 +88,24 @@ class Listener:
         self._bell = epoll()
         self._bell.register(doorbell, select.EPOLLIN | select.EPOLLET)
 
-    def messages(self) -> Iterator[bytes]:
-        """Return messages as they come, for ever."""
+    def fileno(self) -> int:
+        """Return what is readable when something has been told."""
+        return int(self._bell.fileno())
+
+    def hear(self) -> Iterator[bytes]:
+        """Return what has been told since the last time."""
         reader = self._reader
-        while True:
-            dropped = reader.dropped
-            self._bell.poll(0)  # what rings from now on is heard below
-            turn = time.monotonic() + TURN
-            for message in reader.read():
-                yield message
-                if time.monotonic() > turn:
-                    gevent.sleep(0)
-                    turn = time.monotonic() + TURN
-            if reader.dropped > dropped:
-                self._log.warning(
-                    "Dropped %d messages of other processes: this one was more than %d MiB of them behind",
-                    reader.dropped - dropped,
-                    SIZE >> 20,
-                )
-            if reader.left:
-                gevent.sleep(AGAIN)
-            else:
-                wait_read(self._bell.fileno())
+        dropped = reader.dropped
+        self._bell.poll(0)  # what rings from now on is heard below
+        yield from reader.read()
+        if reader.dropped > dropped:
+            self._log.warning(
+                "Dropped %d messages of other processes: this one was more than %d MiB of them behind",
+                reader.dropped - dropped,
+                SIZE >> 20,
+            )
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is more that could not be read yet: its writer has not finished, or has been killed."""
+        return bool(self._reader.left)

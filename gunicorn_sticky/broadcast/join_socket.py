@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from gevent.server import StreamServer
-
 from .._version import __version__
 from ..shared.unpatched import Socket
 from .cluster import Cluster
@@ -38,31 +36,31 @@ class ClusterSocket:
 
     def __init__(self, path: str, fd: int | None = None, uid: int = -1, gid: int = -1, replace: bool = False) -> None:
         self.path = path
-        self._socket = Socket(socket.AF_UNIX, fileno=fd)
-        self._socket.setblocking(False)  # whatever socket.setdefaulttimeout says
+        self.socket = Socket(socket.AF_UNIX, fileno=fd)
+        self.socket.setblocking(False)  # whatever socket.setdefaulttimeout says
         if fd is not None:
             return
         try:
-            os.fchmod(self._socket.fileno(), 0o600)  # before there is a path to it
+            os.fchmod(self.socket.fileno(), 0o600)  # before there is a path to it
             if _is_free(path, replace):
                 os.unlink(path)
-            self._socket.bind(path)
-            self._socket.listen()
+            self.socket.bind(path)
+            self.socket.listen()
             if os.geteuid() == 0:
                 self._give_to(uid, gid)
         except OSError as error:
-            self._socket.close()
+            self.socket.close()
             raise OSError(error.errno, error.strerror or str(error), path) from None
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
-        return int(self._socket.fileno())
+        return int(self.socket.fileno())
 
     def remove(self) -> None:
         """Close the socket and remove it from where it is, if it still is there."""
         with contextlib.suppress(OSError), self._found():
             os.unlink(self.path)
-        self._socket.close()
+        self.socket.close()
 
     def _give_to(self, uid: int, gid: int) -> None:
         """Change the socket's owner, and that of nothing else which somebody has put in its place."""
@@ -82,25 +80,22 @@ class ClusterSocket:
                 client.setblocking(False)
                 client.connect(f"/proc/self/fd/{place}")
                 # Of a client and of a listening socket it is who has called listen(), see unix(7).
-                if _peer(client) != _peer(self._socket):
+                if _peer(client) != _peer(self.socket):
                     raise FileExistsError(errno.EEXIST, "another socket has taken its place")
             yield place
         finally:
             os.close(place)
 
-    def serve(self, cluster: Cluster) -> StreamServer:
-        """Let programs join, in greenlets of this process, for as long as it lives, and return the server that does."""
+    def admit(self, client: Any, cluster: Cluster) -> None:
+        """Let a program join, and stay with it.
 
-        def admit(client: Any, address: Any) -> None:
-            client.setblocking(True)
-            # The end of the connection tells the program to ask again, another worker or another server.
-            with contextlib.suppress(OSError):
-                socket.send_fds(client, [_GREETING], cluster.fds())
-                client.recv(1)
-
-        server = StreamServer(self._socket, admit)
-        server.start()
-        return server
+        Args:
+            client: a socket that blocks whoever waits for it, and nobody else
+        """
+        # The end of the connection tells the program to ask again, another worker or another server.
+        with contextlib.suppress(OSError):
+            socket.send_fds(client, [_GREETING], cluster.fds())
+            client.recv(1)
 
 
 def _is_free(path: str, replace: bool) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from socketio import Manager, PubSubManager
 
 from ..shared import current
-from .cluster import Cluster, Listener
+from .cluster import Cluster
 from .join_socket import Member
 
 
@@ -57,7 +57,7 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
             raise ValueError("a path is for write_only=True: workers find each other without one")
         super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
         self._member = Member(path.removeprefix("unix:")) if path else None
-        self._listener: Listener | None = None
+        self._messages: Iterator[bytes] | None = None
 
     @property
     def host_id(self) -> str:
@@ -91,10 +91,11 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
 
     def initialize(self) -> None:
         """Listen; the Socket.IO server calls this before its first client connects."""
-        if self._listener is not None:
+        if self._messages is not None:
             return
         if current.cluster is not None:
-            self._listener = current.cluster[0].listener(current.cluster[1])
+            cluster, messages = current.cluster
+            self._messages = messages(cluster)
             super().initialize()
         else:
             Manager.initialize(self)
@@ -113,8 +114,8 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
         peers.tell(self._prefix() + self.json.dumps(data).encode())
 
     def _listen(self) -> Iterator[str]:
-        assert self._listener is not None
+        assert self._messages is not None
         own, channel = self._prefix(), f"{self.channel}\0".encode()
-        for message in self._listener.messages():
+        for message in self._messages:
             if message.startswith(channel) and not message.startswith(own):
                 yield message[len(own) :].decode(errors="replace")  # json.loads() would look for the encoding first

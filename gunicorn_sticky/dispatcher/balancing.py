@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..routing.affinity import Affinity
 from ..routing.hashing import Slots
+from ..routing.key import Key
 from ..shared.board import REQUEST, Board
 from ..shared.channel import Channel
 
@@ -62,8 +63,8 @@ class HashRoute:
         #: Returns where a connection with a key goes.
         self.channel = functools.lru_cache(maxsize=4096)(self._channel)
 
-    def _channel(self, key: str) -> Channel:
-        return self._channels[self._slots.slot_of(key)]
+    def _channel(self, key: Key) -> Channel:
+        return self._channels[self._slots.slot_of(str(key))]
 
 
 class SessionRoute:
@@ -88,11 +89,11 @@ class SessionRoute:
         #: Heap of the slots that take new sessions, each with its load and its turn.
         self._loads: list[tuple[int, int, int]] | None = None
 
-    def channel(self, key: str) -> Channel:
+    def channel(self, key: Key) -> Channel:
         """Return where a connection with this key goes: the owner's number, or a new client's address."""
-        if key.isdecimal():
+        if isinstance(key, int):
             for half in self.halves:
-                channel = half.channel(int(key))
+                channel = half.channel(key)
                 if channel is not None:
                     return channel
         if not self._board.in_charge and self.halves[1].board.goes_on:
@@ -109,11 +110,11 @@ class SessionRoute:
         turn = [(self._last + 1 + n) % count for n in range(count)]
         return [slot for slot in turn if self._board.is_open(slot)] or turn
 
-    def _next(self, key: str) -> int:
+    def _next(self, key: Key) -> int:
         self._last = self._in_turn()[0]
         return self._last
 
-    def _least(self, key: str) -> int:
+    def _least(self, key: Key) -> int:
         if self._loads is None:
             # In order of loads, and of turns; a list that is sorted is a heap.
             self._loads = sorted((self._load(slot), turn, slot) for turn, slot in enumerate(self._in_turn()))
@@ -125,5 +126,5 @@ class SessionRoute:
         """Return how busy a slot's worker is, or will be when it has taken what waits for it."""
         return self._board.load(slot) + self._channels.slots[slot].queued() * REQUEST
 
-    def _hash(self, key: str) -> int:
-        return self._slots.slot_of(key)
+    def _hash(self, key: Key) -> int:
+        return self._slots.slot_of(str(key))

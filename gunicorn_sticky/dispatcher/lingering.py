@@ -1,23 +1,16 @@
-"""Answering in the place of a worker, and closing so that the answer arrives.
-
-Closing with bytes unread resets the connection, and a reset destroys the answer on its way. So what the client still
-sends is read and discarded for a moment (a lingering close).
-"""
+"""Answering in the place of a worker, and closing so that the answer arrives, see shared/refusals.py."""
 
 from __future__ import annotations
 
 import time
-from http import HTTPStatus
 from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
 from typing import Any
 
 from ..shared.figures import REFUSED_BY, Row
-from ..shared.refusals import Notices, answer, name
+from ..shared.limited_log import LimitedLog
+from ..shared.refusals import LINGER, Refusal, name
 from ..shared.unpatched import BareSocket
 from .poller import HANGUP, READABLE, Events
-
-#: Seconds that a client has to read our answer.
-LINGER = 2.0
 
 
 class Lingering:
@@ -28,9 +21,9 @@ class Lingering:
         figures: the dispatcher's row, see figures.py
     """
 
-    def __init__(self, events: Events, notices: Notices, tls: bool, figures: Row) -> None:
+    def __init__(self, events: Events, log: LimitedLog, tls: bool, figures: Row) -> None:
         self._events = events
-        self._notices = notices
+        self._log = log
         self._tls = tls
         self._figures = figures
         #: By descriptor, in order of their deadlines.
@@ -45,15 +38,16 @@ class Lingering:
             return deadline
         return None
 
-    def refuse(self, connection: BareSocket, address: Any, status: HTTPStatus, message: str, setting: str) -> None:
+    def refuse(self, connection: BareSocket, address: Any, refusal: Refusal) -> None:
         """Answer a connection and close it, with one line in the log that names the setting to change."""
-        self._notices.warn(setting, "Refused a connection from %s: %d, %s", name(address), status, message)
+        status, message, setting = refusal
+        self._log.warn(setting, "Refused a connection from %s: %d, %s", name(address), status, message)
         self._figures[REFUSED_BY[status]] += 1
         try:
             if self._tls:
                 connection.close()
                 return
-            connection.send(answer(status, message), MSG_DONTWAIT | MSG_NOSIGNAL)
+            connection.send(refusal.response(), MSG_DONTWAIT | MSG_NOSIGNAL)
             connection.shutdown(SHUT_WR)
         except OSError:
             connection.close()

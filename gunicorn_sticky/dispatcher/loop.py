@@ -23,7 +23,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from socket import AF_UNIX, IPPROTO_TCP, SOCK_STREAM, TCP_DEFER_ACCEPT
 from typing import Any
 
@@ -32,7 +31,8 @@ from ..routing.key import IP, peer_key
 from ..shared.board import RUNNING, Board
 from ..shared.channel import Channel, Parcel
 from ..shared.figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, Row
-from ..shared.refusals import Notices
+from ..shared.limited_log import LimitedLog
+from ..shared.refusals import FULL_WORKER, NO_WORKER, Refusal
 from ..shared.unpatched import BareSocket, sleep
 from .balancing import Channels, HashRoute, SessionRoute
 from .lingering import Lingering
@@ -106,7 +106,7 @@ class Dispatcher:
     def __init__(self, plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
         self.plan = plan
         self.log = log
-        self.notices = Notices(log)
+        self._limited = LimitedLog(log)
         self.heartbeat = heartbeat
         self._told_to_drain = False
         self._draining = False
@@ -125,17 +125,17 @@ class Dispatcher:
         self._listeners: list[_Listener] = []
         self._accepting = False
         self._figures = plan.figures
-        self._lingering = Lingering(self._events, self.notices, plan.tls, plan.figures)
+        self._lingering = Lingering(self._events, self._limited, plan.tls, plan.figures)
         self._peeking = Peeking(
             self._reader,
             plan.header_timeout,
             self._dispatch,
             self._events,
             self._lingering,
-            self.notices,
+            self._limited,
             plan.figures,
         )
-        self._lanes = Lanes(plan.lane_size, plan.slot_timeout, self._refuse_waiting, self.notices)
+        self._lanes = Lanes(plan.lane_size, plan.slot_timeout, self._refuse_waiting, self._limited)
         self._resume_at: float | None = None
 
     # --- the loop ---
@@ -293,7 +293,7 @@ class Dispatcher:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""
         if self._lingering.drop() or self._peeking.drop(str(error.strerror)):
             return
-        self.notices.warn("ulimit -n", "Dispatcher cannot accept: %s", error.strerror)
+        self._limited.warn("ulimit -n", "Dispatcher cannot accept: %s", error.strerror)
         self._resume_at = time.monotonic() + TICK
 
     # --- to the worker ---
@@ -308,12 +308,10 @@ class Dispatcher:
         self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
 
     def _refuse_waiting(self, fd: int, parcel: Parcel) -> None:
-        message = "the worker of this client takes no more connections"
-        self._refuse(fd, parcel, message, "workers or worker_connections")
+        self._refuse(fd, parcel, FULL_WORKER)
 
-    def _refuse(self, fd: int, parcel: Parcel, message: str, setting: str) -> None:
-        status = HTTPStatus.SERVICE_UNAVAILABLE
-        self._lingering.refuse(BareSocket(fileno=fd), parcel.address, status, message, setting)
+    def _refuse(self, fd: int, parcel: Parcel, refusal: Refusal) -> None:
+        self._lingering.refuse(BareSocket(fileno=fd), parcel.address, refusal)
 
     def _empty_vacant(self, elapsed: float) -> None:
         """Refuse what waits for a slot that has had no worker for too long, except while one boots.
@@ -326,10 +324,10 @@ class Dispatcher:
             if boots:
                 self._lanes.prolong(channel, elapsed)
             elif waited >= self.plan.slot_timeout:
-                message = f"there has been no worker for this client for {self.plan.slot_timeout:g} s"
+                refusal = NO_WORKER.because(seconds=self.plan.slot_timeout)
                 with contextlib.suppress(OSError):  # no descriptors left: next time, maybe
                     while received := channel.receive():
-                        self._refuse(*received, message, "timeout")
+                        self._refuse(*received, refusal)
 
     def _move(self, channel: Channel, _events: int) -> None:
         self._reroute(channel, MOVED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import Any
 
@@ -18,7 +17,8 @@ from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.proxy_protocol import Malformed
 from ..shared.channel import Parcel
 from ..shared.figures import BY, Row
-from ..shared.refusals import Notices, name
+from ..shared.limited_log import LimitedLog
+from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_MANY, TOO_SLOW, Refusal, name
 from ..shared.unpatched import BareSocket
 from .lingering import Lingering
 from .poller import EDGE, GONE, HANGUP, READABLE, Events
@@ -63,7 +63,7 @@ class Peeking:
         dispatch: Callable[[int, Parcel], None],
         events: Events,
         lingering: Lingering,
-        notices: Notices,
+        log: LimitedLog,
         figures: Row,
     ) -> None:
         self._reader = reader
@@ -71,7 +71,7 @@ class Peeking:
         self._dispatch = dispatch
         self._events = events
         self._lingering = lingering
-        self._notices = notices
+        self._log = log
         self._figures = figures
         self._buffer = bytearray(MAX_HEAD)
         #: By descriptor, in order of their deadlines.
@@ -97,8 +97,7 @@ class Peeking:
             waiting = next(iter(self._waiting.values()))
             if waiting.deadline > now:
                 break
-            message = f"the {self._reader.wanted} did not arrive within {self._patience:g} s"
-            self._refuse(waiting, HTTPStatus.REQUEST_TIMEOUT, message, "sticky_header_timeout")
+            self._refuse(waiting, TOO_SLOW.because(wanted=self._reader.wanted, seconds=self._patience))
 
     def hurry(self, deadline: float) -> None:
         """Wait for none of them beyond a deadline."""
@@ -108,10 +107,11 @@ class Peeking:
     def drop(self, reason: str) -> bool:
         """Refuse the first of them, and return whether there was one."""
         for waiting in self._waiting.values():
-            message = f"too many connections ({reason})"
+            refusal = TOO_MANY.because(reason=reason)
             if not waiting.size:
-                self._notices.warn("ulimit -n", "Closed a connection from %s: %s", name(waiting.address), message)
-            self._refuse(waiting, HTTPStatus.SERVICE_UNAVAILABLE, message, "ulimit -n")
+                address = name(waiting.address)
+                self._log.warn(refusal.setting, "Closed a connection from %s: %s", address, refusal.message)
+            self._refuse(waiting, refusal)
             return True
         return False
 
@@ -169,15 +169,14 @@ class Peeking:
             elif waiting.size < MAX_HEAD:
                 self._keep(waiting)
             else:
-                message = f"the first {MAX_HEAD} bytes do not show the {self._reader.wanted}"
-                self._refuse(waiting, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, "sticky_header")
+                self._refuse(waiting, TOO_LARGE.because(size=MAX_HEAD, wanted=self._reader.wanted))
         elif isinstance(error, Missing):
-            self._refuse(waiting, HTTPStatus.BAD_REQUEST, str(error), "sticky_ignore_missing_header")
+            self._refuse(waiting, MISSING.because(error=error))
         elif isinstance(error, BareLineFeed):
-            self._refuse(waiting, HTTPStatus.BAD_REQUEST, str(error), "sticky_by")
+            self._refuse(waiting, MALFORMED.because(error=error))
         else:
             text = "Closed a connection from %s: malformed PROXY header, %s"
-            self._notices.warn("proxy_protocol", text, name(waiting.address), error)
+            self._log.warn("proxy_protocol", text, name(waiting.address), error)
             self._close(waiting)
 
     def _keep(self, waiting: _Waiting) -> None:
@@ -216,7 +215,7 @@ class Peeking:
         self._forget(waiting)
         waiting.connection.close()
 
-    def _refuse(self, waiting: _Waiting, status: HTTPStatus, message: str, setting: str) -> None:
+    def _refuse(self, waiting: _Waiting, refusal: Refusal) -> None:
         """Answer a connection, unless it has asked nothing.
 
         Browsers open connections in advance, and take what comes there unasked for the answer to their next request.
@@ -225,4 +224,4 @@ class Peeking:
             self._close(waiting)
             return
         self._forget(waiting)
-        self._lingering.refuse(waiting.connection, waiting.address, status, message, setting)
+        self._lingering.refuse(waiting.connection, waiting.address, refusal)

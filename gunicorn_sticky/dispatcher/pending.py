@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..shared.channel import Channel, Parcel
-from ..shared.refusals import Notices
+from ..shared.limited_log import LimitedLog
 from ..shared.unpatched import close
 
 
@@ -29,11 +29,11 @@ class Lanes:
         refuse: called with the descriptor and the parcel of one that finds no room, or has waited too long
     """
 
-    def __init__(self, size: int, patience: float, refuse: Callable[[int, Parcel], None], notices: Notices) -> None:
+    def __init__(self, size: int, patience: float, refuse: Callable[[int, Parcel], None], log: LimitedLog) -> None:
         self._size = size
         self._patience = patience
         self._refuse = refuse
-        self._notices = notices
+        self._log = log
         #: By channel, in order of arrival, and only channels that are full.
         self._lanes: dict[Channel, deque[_Waiting]] = {}
 
@@ -88,5 +88,5 @@ class Lanes:
             close(fd)
             return True
         if error.errno != errno.EAGAIN:
-            self._notices.warn("ulimit -n", "Dispatcher cannot pass connections on: %s", error.strerror)
+            self._log.warn("ulimit -n", "Dispatcher cannot pass connections on: %s", error.strerror)
         return False

@@ -6,6 +6,7 @@ A dispatcher of its own kind, so that the usual one need not ask whether to expl
 from __future__ import annotations
 
 from ..routing.affinity import Affinity
+from ..routing.key import Key
 from ..shared.board import SEATS
 from ..shared.channel import Channel, Parcel
 from ..shared.figures import HANDED_BACK, MOVED
@@ -16,12 +17,12 @@ from .loop import Dispatcher
 _AGAIN = {HANDED_BACK: "handed back by a worker", MOVED: "moved, as its worker or its slot is gone"}
 
 
-def destination(affinity: Affinity, channels: Channels, channel: Channel, key: str) -> str:
+def destination(affinity: Affinity, channels: Channels, channel: Channel, key: Key) -> str:
     """Return where a channel leads, and why a connection with this key goes there."""
     if channel in channels.slots:
         why = "hash"
         if affinity.by_session:
-            why = "the session's worker is gone" if key.isdecimal() else "a new session"
+            why = "the session's worker is gone" if isinstance(key, int) else "a new session"
             why += f", {affinity.balance}"
         return f"slot {channels.slots.index(channel)} ({why})"
     if channel in channels.seats:

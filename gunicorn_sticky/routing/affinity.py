@@ -16,7 +16,7 @@ from typing import Any
 from . import key as keys
 from . import proxy_protocol as proxy
 from .head import MAX_VALUES, Cookie, Fields, Head, Incomplete, Query
-from .key import COOKIE, HEADER, IP, PROXY, SESSION
+from .key import COOKIE, HEADER, IP, PROXY, SESSION, Key, Owner
 from .session_ids import Ids
 
 
@@ -143,7 +143,7 @@ class Reader:
         why = "missing" if self._trusts(address) else "not trusted"
         return f"{text}, as the header {self.affinity.header} is {why}"
 
-    def first(self, data: bytes | bytearray, size: int, address: Any, head: Head | None = None) -> str:
+    def first(self, data: bytes | bytearray, size: int, address: Any, head: Head | None = None) -> Key:
         """Return the key of a connection, by the first `size` bytes that it sent.
 
         Args:
@@ -169,7 +169,7 @@ class Reader:
         address: Any,
         source: tuple[Any, ...] | None = None,
         head: Head | None = None,
-    ) -> str:
+    ) -> Key:
         """Return the key of a request, by the bytes of its head; see `first`.
 
         Args:
@@ -196,7 +196,7 @@ class Reader:
         head.is_judged = True
         return self._refuses(bytes(data[head.start : size]))
 
-    def _find(self, data: bytes | bytearray, size: int, address: Any, head: Head) -> str | None:
+    def _find(self, data: bytes | bytearray, size: int, address: Any, head: Head) -> Key | None:
         """Return the key that the head names, or None if the peer's address counts.
 
         Raises:
@@ -297,7 +297,7 @@ class SessionReader(Reader):
         """Return True."""
         return True
 
-    def _find(self, data: bytes | bytearray, size: int, address: Any, head: Head) -> str | None:
+    def _find(self, data: bytes | bytearray, size: int, address: Any, head: Head) -> Key | None:
         """Return the number of the worker that owns the session, or None for a new one."""
         if not head.position:
             head.find_line(data, size)
@@ -317,7 +317,7 @@ class SessionReader(Reader):
             head.find_end(data, size)
         if head.owner is not None:
             self.source = self._session
-            return str(head.owner)
+            return Owner(head.owner)
         return None
 
     def _try(self, rank: int, values: list[bytes], head: Head) -> None:

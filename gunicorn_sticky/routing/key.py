@@ -1,6 +1,7 @@
-"""The affinity key: what a connection is routed by, as text that can stand in a log.
+"""The affinity key: what a connection is routed by.
 
-Pure. One client has one key, however its address was written: ``1.2.3.4``, ``1.2.3.4:5678`` and ``::ffff:1.2.3.4`` are
+Pure. It is the client, as text that can stand in a log, or the owner of the request's session: a worker's number. One
+client has one key, however its address was written: ``1.2.3.4``, ``1.2.3.4:5678`` and ``::ffff:1.2.3.4`` are
 the same, and so are all the IPv6 addresses of one prefix. What proxies write where they know no client is no key.
 """
 
@@ -10,6 +11,11 @@ import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NewType
+
+#: The number of the worker that a session belongs to. Text is never taken for one.
+Owner = NewType("Owner", int)
+Key = str | Owner
 
 #: What a key comes from.
 SOURCES = ("ip", "proxy", "header", "session", "cookie")

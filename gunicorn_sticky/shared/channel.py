@@ -28,6 +28,7 @@ from socket import (
 from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
+from ..routing.key import Key
 from .unpatched import BareSocket, close, dup, socketpair
 
 #: SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets.
@@ -53,7 +54,7 @@ class Parcel(NamedTuple):
     #: The peer's address, as ``accept()`` gave it.
     address: Any
     #: The affinity key that the connection was dispatched under.
-    key: str
+    key: Key
     #: What a worker has read of it already, before it handed the connection over.
     unread: bytes = b""
     #: What Gunicorn has parsed from its PROXY header, if that has been read.

@@ -1,17 +1,64 @@
-"""Refusing connections: the HTTP answer that the client gets, and the line in the log that the operator gets."""
+"""Why a connection is refused: what the client is answered, and which setting the operator is told to change.
+
+Who refuses sends `Refusal.response`, and then lingers: closing with bytes unread resets the connection, and a reset
+destroys the answer on its way. So it ends its own side, and what the client still sends is read and discarded, until
+the client closes or `LINGER` seconds have passed. Two do so: the dispatcher (dispatcher/lingering.py) and the worker.
+"""
 
 from __future__ import annotations
 
-import time
 from fcntl import ioctl
 from http import HTTPStatus
 from termios import FIONREAD
-from typing import Any
+from typing import Any, NamedTuple
 
+#: Seconds that a client has to read our answer.
+LINGER = 2.0
 #: Seconds after which a client may try again.
 RETRY_AFTER = 5
-#: Seconds between two lines of one kind in the log.
-INTERVAL = 1.0
+
+
+class Refusal(NamedTuple):
+    """An answer in the place of the application's."""
+
+    status: int
+    #: What is wrong, with names of what `because` fills in.
+    message: str
+    #: What to change, if this should not have been refused.
+    setting: str
+
+    def because(self, **values: object) -> Refusal:
+        """Return the same with these values in its message."""
+        return self._replace(message=self.message.format(**values))
+
+    def response(self) -> bytes:
+        """Return a whole HTTP/1.1 response that says what is wrong and closes the connection."""
+        status = HTTPStatus(self.status)
+        body = f"{status.value} {status.phrase}: {self.message}\n".encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            "Connection: close\r\n"
+            "Content-Type: text/plain; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\n"
+        )
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            head += f"Retry-After: {RETRY_AFTER}\r\n"
+        return head.encode() + b"\r\n" + body
+
+
+# What the head of a request lacks, to the dispatcher or, on a connection that stays open, to the worker.
+MALFORMED = Refusal(400, "{error}", "sticky_by")
+MISSING = Refusal(400, "{error}", "sticky_ignore_missing_header")
+TOO_SLOW = Refusal(408, "the {wanted} did not arrive within {seconds:g} s", "sticky_header_timeout")
+TOO_LARGE = Refusal(431, "the first {size} bytes do not show the {wanted}", "sticky_header")
+# What the server has no room for, or nobody.
+TOO_MANY = Refusal(503, "too many connections ({reason})", "ulimit -n")
+NO_WORKER = Refusal(503, "there has been no worker for this client for {seconds:g} s", "timeout")
+FULL_WORKER = Refusal(503, "the worker of this client takes no more connections", "workers or worker_connections")
+FULL_DISPATCHER = Refusal(503, "the dispatcher takes no connections", "workers or worker_connections")
+# What the application has not done before the first request of a connection.
+NOT_RELEASED = Refusal(503, "the application did not emit {event!r} within {seconds} s", "sticky_sync_timeout")
+HOOK_FAILED = Refusal(500, "the sticky_connection hook has failed", "sticky_connection")
 
 
 def name(address: Any) -> str:
@@ -22,41 +69,3 @@ def name(address: Any) -> str:
 def is_silent(fd: int) -> bool:
     """Tell whether a connection has no bytes to be read."""
     return ioctl(fd, FIONREAD, bytes(4)) == bytes(4)
-
-
-def answer(status: HTTPStatus, message: str) -> bytes:
-    """Return a whole HTTP/1.1 response that says `message` and closes the connection."""
-    body = f"{status.value} {status.phrase}: {message}\n".encode()
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        "Connection: close\r\n"
-        "Content-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Length: {len(body)}\r\n"
-    )
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        head += f"Retry-After: {RETRY_AFTER}\r\n"
-    return head.encode() + b"\r\n" + body
-
-
-class Notices:
-    """Writes to the log, at most one line a second for each setting that would have to be changed.
-
-    Args:
-        log: Gunicorn's logger
-    """
-
-    def __init__(self, log: Any) -> None:
-        self._log = log
-        #: By setting: when the next line may be written, and how many have been left out.
-        self._next: dict[str, tuple[float, int]] = {}
-
-    def warn(self, setting: str, text: str, *args: Any) -> None:
-        """Log what has gone wrong, and the setting to change."""
-        now = time.monotonic()
-        due, left_out = self._next.get(setting, (0.0, 0))
-        if now < due:
-            self._next[setting] = due, left_out + 1
-            return
-        self._next[setting] = now + INTERVAL, 0
-        more = f", and {left_out} more like it" if left_out else ""
-        self._log.warning(f"{text} (setting: {setting}){more}", *args)

@@ -17,7 +17,7 @@ import gevent
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
-from ..shared.refusals import Notices
+from ..shared.limited_log import LimitedLog
 from ..shared.unpatched import Socket, getaddrinfo
 from .snapshot import DOWN, Server
 
@@ -153,7 +153,7 @@ class _Application:
         self._server = server
         self._log = log
         self._names = names
-        self._notices = Notices(log)
+        self._limited = LimitedLog(log)
         self._collector: Metrics | None = None
         try:
             # Not by the arbiter: the library looks at the environment when it is loaded, and the application may set
@@ -202,7 +202,7 @@ class _Application:
         return "503 Service Unavailable" if state == DOWN else "200 OK", "text/plain", f"{state}\n".encode()
 
     def _misdirected(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
-        self._notices.warn("sticky_status", "Refused to show the status as %.100r: 421", environ["HTTP_HOST"])
+        self._limited.warn("sticky_status", "Refused to show the status as %.100r: 421", environ["HTTP_HOST"])
         return "421 Misdirected Request", "text/plain", _NOT_OURS
 
     def _missing(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-
-from gevent.event import Event
 
 
 class Listener:
@@ -30,13 +29,15 @@ class Connection:
         listener: the listening socket that accepted it
     """
 
-    def __init__(self, address: Any, key: str, slot: int, listener: Listener, release_event: str) -> None:
+    def __init__(
+        self, address: Any, key: str, slot: int, listener: Listener, release_event: str, release: Callable[[], None]
+    ) -> None:
         self.address = address
         self.key = key
         self.slot = slot
         self.listener = listener
         self._release_event = release_event
-        self._released = Event()
+        self._release = release
 
     def __repr__(self) -> str:
         return f"<Connection from {self.address} with key {self.key!r} in slot {self.slot}>"
@@ -49,9 +50,5 @@ class Connection:
         """
         if event != self._release_event:
             return False
-        self._released.set()
+        self._release()
         return True
-
-    def wait(self) -> None:
-        """Wait until the connection is released."""
-        self._released.wait()

@@ -104,12 +104,6 @@ class InboxServer(StreamServer):  # type: ignore[misc]
     def _may_take(self) -> bool:
         return self._seat.is_taker()
 
-    def persist(self) -> None:
-        """Claim the slot again, unless it is another worker's, in case somebody has overwritten what stood there."""
-        if self._seat.board.taker(self._seat.slot) in (-1, self._seat.number):
-            self._seat.board.claim(self._seat.slot, self._seat.number)
-            self.start_accepting()
-
     def _take_the_rest(self) -> None:
         """At the end of the server nobody comes after this worker: serve all that has been sent to it."""
         deadline = time.monotonic() + self._last_call

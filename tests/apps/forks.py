@@ -29,7 +29,7 @@ def speak():
     board.count = 99
     board.take_charge()
     for cell in range(len(figures.WORKER)):
-        worker._figures[cell] = 99
+        worker._seat.figures[cell] = 99
     worker.max_requests = worker.nr = 1
     worker.alive = False
     worker.tmp.notify()

@@ -120,8 +120,8 @@ def keyed(data: bytes) -> None:
                 assert not answers, "taken back"
         assert len(set(answers)) <= 1
         for answer in answers:
-            assert len(answer) <= keys.MAX_KEY
-            assert answer.isprintable()
+            assert len(str(answer)) <= keys.MAX_KEY
+            assert str(answer).isprintable()
 
 
 def nodes(data: bytes) -> None:

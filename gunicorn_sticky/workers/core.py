@@ -1,0 +1,238 @@
+"""What a sticky worker of any kind does: its place, its life, and what it counts.
+
+A worker begins in a seat of its slot. When it is ready, it claims the slot: from then on it takes the slot's
+connections, and an older worker takes no more. It drains when it is told to end, and then still serves its own
+sessions. How connections are accepted, read and answered is an adapter's affair, one for each of Gunicorn's kinds of
+workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.errors import HaltServer
+
+from .. import configuration, settings
+from ..routing.affinity import reader
+from ..routing.session_ids import Ids
+from ..sessions import engineio
+from ..sessions.minting import Minter
+from ..shared import current
+from ..shared.board import RUNNING
+from ..shared.figures import PID
+from ..shared.limited_log import LimitedLog
+from ..shared.refusals import Refusal, name
+from ..shared.unpatched import close
+from .config import CachedConfig
+from .connection import Connection, Listener
+from .gate import Gate, HandOver
+from .load import Load
+from .parser import refuser
+from .seat import Seat
+from .served import Served
+
+
+class StickyWorker:
+    """The base of sticky workers, to stand in front of one of Gunicorn's worker classes.
+
+    An adapter calls `claim` when it is ready to take connections, and then, for each of them, what `load` and `gate`
+    have; it overrides `_abandon`.
+
+    Raises:
+        gunicorn.errors.HaltServer: made by an arbiter that is not ours
+    """
+
+    cfg: Any
+    log: Any
+    tmp: Any
+    nr: int
+    max_requests: int
+
+    def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
+        if seat is None and sys.platform == "linux":
+            raise HaltServer("a reload cannot make a running server sticky: restart it", 1)
+        #: Two flags that the arbiter's copy of this object shares with the worker's: alive, and leaving.
+        self._flags: mmap.mmap | bytearray = mmap.mmap(-1, 2)
+        self._seat: Seat | None = None
+        #: Whether it has claimed its slot.
+        self._has_claimed = False
+        #: Whether this process has been forked by a worker, and is none.
+        self._is_child = False
+        super().__init__(*args, **kwargs)
+        self._seat = seat
+        self.slot = seat.slot if seat else 0
+        self.seat = seat.number if seat else 0
+
+    @classmethod
+    def setup(cls) -> None:
+        """Refuse to run under an arbiter that knows nothing of us; Gunicorn calls this when it resolves ``-k``.
+
+        Raises:
+            RuntimeError: the start-up hook did not run, does not know this Gunicorn, or the application has an arbiter
+                of its own
+        """
+        if current.hook_failure is not None:
+            raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {current.hook_failure}")
+        if not current.arbiter_is_ours and not current.loaded_late:
+            raise RuntimeError(
+                "the application runs an arbiter of its own making, which cannot route connections: let "
+                "gunicorn.app.base.BaseApplication.run() make the arbiter, and use Gunicorn's server hooks instead of "
+                "a subclass"
+            )
+        if not current.arbiter_is_ours:
+            raise RuntimeError(
+                "gunicorn_sticky was loaded after Gunicorn, because its start-up hook did not run "
+                "(GUNICORN_STICKY_HOOK=0, or .pth files are not processed): start with `gunicorn-sticky` or "
+                "`python -m gunicorn_sticky`, or import gunicorn_sticky before gunicorn"
+            )
+
+    # --- its life ---
+
+    # The arbiter has to know when a worker drains, whoever started that: a signal or the reloader.
+    @property
+    def alive(self) -> bool:
+        """Whether this worker goes on. Shared with the arbiter."""
+        return self._flags[0] != 0
+
+    @alive.setter
+    def alive(self, value: bool) -> None:
+        if not value and self._seat and self.nr >= self.max_requests:
+            # max_requests: the slot would stand still until a successor has booted, so go on until then.
+            self._flags[1] = True
+            self.max_requests = sys.maxsize
+            return
+        self._flags[0] = value
+        if not value and self._has_claimed:
+            assert self._seat
+            self._seat.board.close(self.seat)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this worker waits for a successor, to be told to stop. Shared with the arbiter."""
+        return self._flags[1] != 0
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Drain on SIGTERM, also in the very moment when max_requests has been reached."""
+        self.max_requests = sys.maxsize
+        super().handle_exit(sig, frame)  # type: ignore[misc]
+
+    def init_process(self) -> None:
+        """Prepare the process (`gunicorn.workers.base.Worker.init_process`)."""
+        self.cfg = CachedConfig(self.cfg)
+        if self._seat:
+            self._begin(self._seat)
+        super().init_process()  # type: ignore[misc]
+
+    def _begin(self, seat: Seat) -> None:
+        """Be the worker in a seat."""
+        seat.leave()
+        os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
+        affinity = configuration.affinity(self.cfg)
+        self.gate = Gate(reader(affinity, seat.secret, refuser(self.cfg)), seat, lambda: not self.alive)
+        self.load = Load(seat, affinity.by_session)
+        self._limited = LimitedLog(self.log)
+        self._explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
+        #: Whether anybody wants to see a connection before its first request.
+        self.admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
+        seat.figures[PID] = os.getpid()
+        if affinity.by_session:
+            current.minter = Minter(Ids(seat.secret), seat.owner, seat.figures)
+            engineio.own_ids()
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child
+        )
+
+    def claim(self) -> None:
+        """Take the connections of the slot from now on."""
+        assert self._seat
+        self._has_claimed = True
+        if self.alive or self._seat.board.phase != RUNNING:
+            self._seat.board.claim(self.slot, self.seat)
+
+    def notify(self) -> None:
+        """Show that this worker is alive, once a second (`gunicorn.workers.base.Worker.notify`)."""
+        if self._seat:
+            self._seat.figures.show()
+            if self._has_claimed and self.alive and not self._is_child:
+                self._persist(self._seat)
+        super().notify()  # type: ignore[misc]
+
+    def _persist(self, seat: Seat) -> None:
+        """Claim the slot again, unless it is another worker's, in case somebody has overwritten what stood there."""
+        if seat.board.taker(seat.slot) in (-1, seat.number):
+            seat.board.claim(seat.slot, seat.number)
+
+    # --- its connections ---
+
+    def may_serve(self) -> bool:
+        """Tell whether this process is the worker, and not a child that the application has forked."""
+        return not self._is_child
+
+    def explain(self, served: Served, decision: HandOver) -> None:
+        """Say, at --log-level debug, why a connection is handed over."""
+        if self._explains:
+            text = "Handing over a connection from %s, as %s; key of its next request by %s: %s"
+            address = served.parcel.address
+            self.log.debug(text, name(address), decision.why, self.gate.reader.origin(address), decision.key)
+
+    def note_refusal(self, served: Served, refusal: Refusal) -> None:
+        """Log and count that a connection is refused."""
+        status, message, setting = refusal
+        self._limited.warn(setting, "Refused a connection with key %s: %d, %s", served.key, status, message)
+        self.load.refused()
+
+    def connection(self, served: Served, listener: Listener, release: Callable[[], None]) -> Connection:
+        """Return a connection as the hook sticky_connection is to see it.
+
+        Args:
+            release: called when the application has emitted what sticky_sync_event names
+        """
+        event = self.cfg.sticky_sync_event
+        return Connection(served.parcel.address, str(served.key), self.slot, listener, event, release)
+
+    # --- its children ---
+
+    # A child that the application forks (os.fork, multiprocessing) has a copy of this object, the handlers of signals,
+    # the loop, and all that goes on as soon as the child waits for something. What it does, and how it ends, is its own
+    # affair. So, before it runs anything else, it loses all by which it could speak for the worker.
+
+    def _before_fork(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def _after_fork(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _become_child(self) -> None:
+        try:
+            self._resign()
+        finally:
+            self._after_fork()
+
+    def _resign(self) -> None:
+        """Keep copies of what is shared with other processes, and neither inboxes nor clients."""
+        if self._is_child:
+            return
+        assert self._seat
+        self._is_child = True
+        self._flags = bytearray(self._flags)
+        self._seat.figures.detach()
+        self._seat.board.detach()
+        self._seat.board.phase = RUNNING  # also at the end of the server, here is nothing left to take
+        self._abandon()
+        self._seat.channel.close_receiver()
+        if self._seat.own_channel:
+            self._seat.own_channel.close_receiver()
+        self._seat.returns.close_sender()
+        heartbeat = os.memfd_create("heartbeat")
+        os.dup2(heartbeat, self.tmp.fileno(), inheritable=False)
+        close(heartbeat)
+
+    def _abandon(self) -> None:
+        """In a child, accept no more, and let go of the clients without a word to them."""
+        raise NotImplementedError

@@ -1,0 +1,157 @@
+"""The gate: whether the next request on a connection that stays open is this worker's to serve.
+
+Sans-I/O: here is no socket, no clock and no loop. The bytes of a request's head go in as they arrive, and a decision
+comes out: that more are needed, to serve the request, to hand the connection over, or to refuse it. The first request
+on a connection has passed the dispatcher, which reads keys in the same way.
+
+Rules:
+ 1. A head is refused for what the dispatcher refuses one for: malformed, without the header, too large, too slow.
+ 2. What another worker ought to serve is handed over, as long as there is a dispatcher that could route it.
+ 3. By address or header, that is a request whose key belongs to another slot; and any request, when another worker
+    takes the connections of this slot by now, or another master accepts.
+ 4. By session, a request of this worker's own sessions is served here, also while the worker drains. That of another
+    worker's session is handed over, if that worker is there.
+ 5. What is left is of no session, or of one whose worker is gone. It is handed over if this worker takes no new
+    sessions any more. And, balanced by least-connections, if another worker is less busy by more than `SLACK`: a
+    reverse proxy's connections would keep all new sessions on the workers that they happen to lead to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+from ..routing.affinity import Missing, Reader
+from ..routing.hashing import Slots
+from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
+from ..routing.key import Key
+from ..shared.board import REQUEST, RUNNING
+from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_SLOW, Refusal
+from .seat import Seat
+from .served import Served
+
+#: By how much a worker may be busier than another one before it passes requests without a session on.
+SLACK = 2 * REQUEST
+
+
+class Verdict(Enum):
+    """A decision that says no more."""
+
+    NEED_MORE = "need more"
+    SERVE = "serve"
+
+
+class HandOver(NamedTuple):
+    """The decision that the connection belongs elsewhere."""
+
+    key: Key
+    #: For the log: "Handing over, as ..."
+    why: str
+
+
+NEED_MORE, SERVE = Verdict
+Decision = Verdict | HandOver | Refusal
+
+
+class Gate:
+    """The gate of one worker.
+
+    Args:
+        reader: reads keys
+        seat: the worker's place
+        is_draining: tells whether the worker takes no new sessions any more
+    """
+
+    def __init__(self, reader: Reader, seat: Seat, is_draining: Callable[[], bool]) -> None:
+        self.reader = reader
+        self._affinity = reader.affinity
+        self._seat = seat
+        self._board = seat.board
+        self._other_board = seat.board.other()
+        self._is_draining = is_draining
+        self._slots = Slots(seat.secret, 1)
+        #: How many there are of them.
+        self._count = 1
+
+    def decide(self, key: Key, served: Served) -> Decision:
+        """Decide on a request that bears a key, and note that in `served`."""
+        why = self._why_elsewhere(key, served)
+        if why is not None:
+            return HandOver(key, why)
+        served.key = key
+        return SERVE
+
+    def _why_elsewhere(self, key: Key, served: Served) -> str | None:
+        board = self._board
+        takes = self._seat.is_taker() and board.in_charge
+        if takes and key == served.key and served.slots == board.count:
+            return None
+        if board.phase != RUNNING and not self._other_board.goes_on:
+            return None
+        if not self._affinity.by_session:
+            if not takes:
+                return "another worker has its slot by now"
+            return None if self._is_ours(str(key), served) else "its next request is for another slot"
+        if key == self._seat.owner:
+            return None
+        if isinstance(key, int) and any(half.seat_of(key) is not None for half in (board, self._other_board)):
+            return "its next request is of another worker's session"
+        if self._is_draining() or not takes:
+            return "this worker takes no new sessions any more"
+        if self._affinity.balance != "least-connections":
+            return None
+        own = self._seat.slot
+        others = [board.load(slot) for slot in range(board.slots) if slot != own and board.is_open(slot)]
+        return "other workers are less busy" if others and board.load(own) > min(others) + SLACK else None
+
+    def _is_ours(self, key: str, served: Served) -> bool:
+        """Tell whether a key belongs to the slot of this worker, by the number of slots that there are now."""
+        count = self._board.count
+        if self._count != count:
+            self._slots, self._count = Slots(self._seat.secret, count), count
+        if self._slots.slot_of(key) != self._seat.slot:
+            return False
+        served.slots = count
+        return True
+
+
+class LaterHead:
+    """The head of a later request on a connection, as far as it has arrived.
+
+    Args:
+        gate: the worker's
+        served: the connection
+    """
+
+    __slots__ = ("_gate", "_head", "_served", "data")
+
+    def __init__(self, gate: Gate, served: Served) -> None:
+        self._gate = gate
+        self._served = served
+        self._head = Head()
+        #: What has arrived.
+        self.data: bytes | bytearray = b""
+
+    def feed(self, data: bytes) -> Decision:
+        """Take the next bytes, at least one, and decide."""
+        if not self.data:
+            self.data = data
+        elif isinstance(self.data, bytes):
+            self.data = bytearray(self.data + data)
+        else:
+            self.data += data
+        size, served, reader = len(self.data), self._served, self._gate.reader
+        try:
+            key = reader.later(self.data, size, served.parcel.address, served.source, self._head)
+        except Incomplete:
+            return NEED_MORE if size < MAX_HEAD else TOO_LARGE.because(size=MAX_HEAD, wanted=reader.wanted)
+        except BareLineFeed as error:
+            return MALFORMED.because(error=error)
+        except Missing as error:
+            return MISSING.because(error=error)
+        return self._gate.decide(key, served)
+
+    def expire(self, seconds: float) -> Refusal:
+        """Return how to refuse a head that has not arrived within some seconds."""
+        return TOO_SLOW.because(wanted=self._gate.reader.wanted, seconds=seconds)

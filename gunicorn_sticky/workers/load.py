@@ -1,0 +1,77 @@
+"""What a worker is busy with: counted for whoever looks at the server, and told to whoever balances."""
+
+from __future__ import annotations
+
+import time
+
+from ..shared.board import REQUEST, SESSION
+from ..shared.figures import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
+from .seat import Seat
+from .served import Served
+
+
+class Load:
+    """The connections and requests of one worker.
+
+    Args:
+        seat: the worker's place
+        by_session: whether anybody balances by it
+    """
+
+    def __init__(self, seat: Seat, by_session: bool) -> None:
+        self._seat = seat
+        self._figures = seat.figures
+        self._by_session = by_session
+        #: Connections with a request under way.
+        self._active = 0
+        #: How many sessions had been minted when last looked at.
+        self._minted = self._figures[MINTED]
+        #: When a connection has last ended.
+        self.last_served = 0.0
+
+    def connected(self, served: Served) -> None:
+        """A connection has come, with its first request."""
+        self._figures[CONNECTIONS] += 1
+        self._figures[TAKEN_OVER if served.parcel.unread else DISPATCHED] += 1
+        self._change(1)
+
+    def disconnected(self, served: Served) -> None:
+        """A connection has gone."""
+        self.last_served = time.monotonic()
+        self._figures[CONNECTIONS] -= 1
+        if served.busy:
+            self._change(-1)
+
+    def waits(self, served: Served) -> None:
+        """A connection has been answered, and waits for its next request."""
+        served.busy = False
+        self._change(-1)
+
+    def goes_on(self, served: Served) -> None:
+        """The next request of a connection is to be served here."""
+        served.busy = True
+        self._change(1)
+
+    def requested(self, served: Served) -> None:
+        """The head of a request has been parsed."""
+        self._figures[REQUESTS] += 1
+        if self._by_session and served.key != self._seat.owner:
+            self._seat.board.give(self._seat.number, REQUEST)
+
+    def handed_over(self) -> None:
+        """A connection is on its way to another worker."""
+        self._figures[HANDED_OVER] += 1
+
+    def refused(self) -> None:
+        """A request has been refused."""
+        self._figures[REFUSED] += 1
+
+    def _change(self, difference: int) -> None:
+        if not self._by_session:
+            return
+        self._active += difference
+        self._seat.board.set_active(self._seat.number, self._active)
+        minted = self._figures[MINTED]
+        if minted != self._minted:
+            self._minted = minted
+            self._seat.board.give(self._seat.number, SESSION)
