@@ -9,7 +9,7 @@ import time
 
 from harness import STICKY, Server, request
 
-SYNC = (*STICKY, "-w", "2", "--sticky-sync", "whoami:app")
+SYNC = (*STICKY, "-w", "1", "--sticky-sync", "whoami:app")
 
 
 def test_the_hook_sees_the_connection_before_its_first_request():
@@ -102,7 +102,7 @@ def test_a_hook_that_fails_is_answered_500():
 def sticky_connection(worker, connection):
     raise LookupError("no such client")
 """
-    with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
+    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
         refused(server, 500)
         server.wait_for_log("Exception in the sticky_connection hook")
         server.wait_for_log("LookupError: no such client")

@@ -13,7 +13,7 @@ from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 
-pytestmark = pytest.mark.features
+pytestmark = [pytest.mark.features, pytest.mark.xdist_group("control_socket")]
 
 CLIENTS = addresses(12)
 
@@ -40,7 +40,8 @@ def ready(server: Server, workers: int, dispatchers: int) -> None:
 @pytest.fixture(scope="module")
 def quiet():
     """A server for commands that only look."""
-    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+    mode = ("--control-socket-mode", "0640")
+    with Server(*STICKY, "-w", "2", *mode, "whoami:app", control_socket=True) as server:
         server.slots(CLIENTS)
         yield server
 
@@ -112,20 +113,21 @@ def test_gunicornc_prints_its_own_columns(quiet: Server, command: str):
 
 def test_the_answers_stay_when_workers_come_and_go():
     """The control server is stopped and started around each fork."""
-    with Server(*STICKY, "-w", "2", "busy:app", control_socket=True) as server:
-        wait_for(lambda: control(server, "show stats")["sticky"]["state"] == "ok", "all workers")
+    with Server(*STICKY, "-w", "1", "busy:app", control_socket=True) as server:
+        server.wait_for_log("Slot 0: ready")
         control(server, "worker add 2")
-        wait_for(lambda: control(server, "show stats")["sticky"]["state"] == "ok", "four workers")
-        assert [worker["slot"] for worker in control(server, "show workers")["workers"]] == [0, 1, 2, 3]
-        source = next(client for client in addresses(60) if server.who(source=client)["slot"] == 3)
+        server.wait_for_log("Slot [12]: ready", 2)
+        assert control(server, "show stats")["sticky"]["state"] == "ok"
+        assert [worker["slot"] for worker in control(server, "show workers")["workers"]] == [0, 1, 2]
+        source = next(client for client in addresses(60) if server.who(source=client)["slot"] == 2)
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE, (source, 0)) as client:
             client.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
-            wait_for(lambda: control(server, "show workers")["workers"][3]["connections"] == 1, "its request")
+            wait_for(lambda: control(server, "show workers")["workers"][2]["connections"] == 1, "its request")
             control(server, "worker remove")
             wait_for(
                 lambda: (
                     [(worker["slot"], worker["state"]) for worker in control(server, "show workers")["workers"]]
-                    == [(0, "ready"), (1, "ready"), (2, "ready"), (None, "draining")]
+                    == [(0, "ready"), (1, "ready"), (None, "draining")]
                 ),
                 "the worker of a slot that is no more",
             )
@@ -211,7 +213,7 @@ def test_reload():
 
 def test_reopen():
     logs = ("--error-logfile", "log", "--access-logfile", "access.log")
-    with Server(*STICKY, "-w", "2", *logs, "whoami:app", control_socket=True) as server:
+    with Server(*STICKY, "-w", "1", *logs, "whoami:app", control_socket=True) as server:
         port, access = server.port, server.folder / "access.log"
         request(port, "/one")
         wait_for(lambda: "/one" in access.read_text(), "the request in the log")
@@ -222,7 +224,7 @@ def test_reopen():
 
 @pytest.mark.parametrize(("command", "name"), [("shutdown", "term"), ("shutdown quick", "int")])
 def test_shutdown(command: str, name: str):
-    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
+    with Server(*STICKY, "-w", "1", "whoami:app", control_socket=True) as server:
         server.slots(CLIENTS)
         assert control(server, command)["status"] == "shutting_down"
         assert server.process.wait(15) == 0
@@ -231,7 +233,6 @@ def test_shutdown(command: str, name: str):
         assert not (server.folder / "control").exists()
 
 
-def test_mode_of_the_socket():
-    with Server(*STICKY, "-w", "2", "--control-socket-mode", "0640", "whoami:app", control_socket=True) as server:
-        server.wait_for_log("Control socket listening")
-        assert oct((server.folder / "control").stat().st_mode)[-3:] == "640"
+def test_mode_of_the_socket(quiet: Server):
+    quiet.wait_for_log("Control socket listening")
+    assert oct((quiet.folder / "control").stat().st_mode)[-3:] == "640"

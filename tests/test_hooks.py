@@ -69,6 +69,10 @@ def test_from_start_to_stop(worker_class: tuple[str, ...]):
         assert server.get("/there").status == 200
         assert server.stop() == 0
         made = calls(server)
+        lines = (server.folder / "calls").read_text().splitlines()
+        dispatchers = server.booted("dispatcher")  # which call no hook
+    assert len(dispatchers) == (worker_class == STICKY)
+    assert not [line for line in lines if any(line.startswith(f"{pid} ") for pid in dispatchers)]
     (served,) = (age for age in (1, 2) if f"pre_request {age} GET /there" in made[f"worker {age}"])
     assert made["master"] == [
         "nworkers_changed 2 None",
@@ -123,21 +127,21 @@ def test_more_and_fewer_workers():
         assert made[:3] == ["nworkers_changed 3 2", "pre_fork 3 [booting]", "nworkers_changed 2 3"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_a_worker_that_is_interrupted(number: int):
+def test_workers_that_are_interrupted():
     with Server(*STICKY, "-w", "2", "whoami:app", config=RECORD) as server:
         for age in (1, 2):
             wait_for_call(server, f"post_worker_init {age} True")
-        # Not the first one in the log, where the two may have changed places.
-        lines = (server.folder / "calls").read_text().splitlines()
-        (pid,) = (int(line.split()[0]) for line in lines if line.endswith("post_fork 1 True"))
-        os.kill(pid, number)
-        wait_for_call(server, "post_worker_init 3 True")
-        wait_for_call(server, "child_exit 1 True")
-        made = calls(server)
-        assert made["worker 1"][-2:] == ["worker_int 1", "worker_exit 1"]
-        # A sticky worker's successor need not wait for its end.
-        assert sorted(made["master"][-2:]) == ["child_exit 1 True", "pre_fork 3 [booting]"]
+        for age, number in ((1, signal.SIGINT), (2, signal.SIGQUIT)):
+            # Not in the order of the log, where the two may have changed places.
+            lines = (server.folder / "calls").read_text().splitlines()
+            (pid,) = (int(line.split()[0]) for line in lines if line.endswith(f"post_fork {age} True"))
+            os.kill(pid, number)
+            wait_for_call(server, f"post_worker_init {age + 2} True")
+            wait_for_call(server, f"child_exit {age} True")
+            made = calls(server)
+            assert made[f"worker {age}"][-2:] == [f"worker_int {age}", f"worker_exit {age}"]
+            # A sticky worker's successor need not wait for its end.
+            assert sorted(made["master"][-2:]) == [f"child_exit {age} True", f"pre_fork {age + 2} [booting]"]
 
 
 def test_a_worker_that_hangs():
@@ -173,21 +177,9 @@ def test_upgrade():
         wait_for(lambda: not server.session(), "the new master to end")
 
 
-def test_the_dispatcher_calls_no_hook():
-    with Server(*STICKY, "-w", "2", "whoami:app", config=RECORD) as server:
-        for age in (1, 2):
-            wait_for_call(server, f"post_worker_init {age} True")
-        server.get()
-        dispatcher = server.booted("dispatcher")[0]
-        assert server.stop() == 0
-        assert not [
-            line for line in (server.folder / "calls").read_text().splitlines() if line.startswith(f"{dispatcher} ")
-        ]
-
-
 def test_a_request_that_moves_to_another_worker_is_seen_once():
     """A proxy's connection: what is handed over has no request hooks on the worker that it leaves."""
-    with Server(*STICKY, "-w", "4", "--sticky-proxy", "whoami:app", config=RECORD) as server:
+    with Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app", config=RECORD) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         served = set()
         for number in range(20):
@@ -204,7 +196,7 @@ def test_a_request_that_moves_to_another_worker_is_seen_once():
 
 def test_an_error_in_a_request_hook_is_answered_with_500():
     config = "def pre_request(worker, req):\n    if req.path == '/bad':\n        raise ValueError('of the hook')\n"
-    with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
+    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
         assert request(server.port, "/bad").status == 500
         assert request(server.port, "/good").status == 200
         assert "ValueError: of the hook" in server.log

@@ -22,7 +22,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 def test_several_listeners_lead_to_the_same_workers():
     binds = ("-b", "127.0.0.1:0", "-b", "0.0.0.0:0", "-b", "unix:socket")
-    with Server(*STICKY, "-w", "4", "--sticky-proxy", *binds, "whoami:app", bind=None) as server:
+    with Server(*STICKY, "-w", "2", "--sticky-proxy", *binds, "whoami:app", bind=None) as server:
         first, second = server.ports
         found: dict[str, set[int]] = {}
         for number in range(12):
@@ -42,7 +42,7 @@ def test_several_listeners_lead_to_the_same_workers():
 
 
 def test_what_waits_in_the_listener_is_bounded_by_the_backlog():
-    with Server(*STICKY, "-w", "2", "--backlog", "5", "whoami:app") as server:
+    with Server(*STICKY, "-w", "1", "--backlog", "5", "whoami:app") as server:
         server.slots(CLIENTS)
         (dispatcher,) = server.alive("dispatcher")
         os.kill(dispatcher, signal.SIGSTOP)
@@ -121,7 +121,7 @@ def test_systemd_is_told_that_we_are_ready():
 def test_an_address_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
-        with Server(*STICKY, "-w", "2", "--pid", "pid", "whoami:app", bind=bind) as server:
+        with Server(*STICKY, "-w", "1", "--pid", "pid", "whoami:app", bind=bind) as server:
             assert server.process.wait(PATIENCE) == 1
             assert "Can't connect to" in server.log
             assert "Booting" not in server.log

@@ -74,7 +74,7 @@ def test_access_log_of_a_connection_that_moves():
     """A request is logged once, by the worker that serves it."""
     form = "%({X-Forwarded-For}i)s %({gunicorn_sticky.key}e)s %(p)s"
     args = ("--sticky-proxy", "--access-logfile", "access.log", "--access-logformat", form)
-    with Server(*STICKY, "-w", "4", *args, "whoami:app") as server:
+    with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         expected = []
         for number in range(20):
@@ -171,7 +171,7 @@ def post_fork(server, worker):
 
 def test_output_of_the_application():
     args = ("--error-logfile", "log", "--capture-output")
-    with Server(*STICKY, "-w", "2", *args, "process:app") as server:
+    with Server(*STICKY, "-w", "1", *args, "process:app") as server:
         assert server.get("/print").status == 200
         server.wait_for_log("printed by the application")
 
@@ -216,7 +216,7 @@ with open("log.json", "w") as file:
 with open("log.ini", "w") as file:
     file.write({text!r})
 {setting} = {({"logconfig_dict": tables, "logconfig_json": "log.json", "logconfig": "log.ini"})[setting]!r}
-workers = 2
+workers = 1
 """
     with Server(*STICKY, "whoami:app", config=config) as server:
         log = server.folder / "own.log"
@@ -234,7 +234,7 @@ def test_logger_class_of_ones_own(tmp_path: Path):
         "        super().info('Hear, hear! ' + message, *args, **kwargs)\n"
     )
     args = ("--logger-class", "loud.Loud")
-    with Server(*STICKY, "-w", "2", *args, "whoami:app", env={"PYTHONPATH": f"{tmp_path}:{APPS}"}) as server:
+    with Server(*STICKY, "-w", "1", *args, "whoami:app", env={"PYTHONPATH": f"{tmp_path}:{APPS}"}) as server:
         server.wait_for_log(r"Hear, hear! Booting worker with pid: \d")
         server.wait_for_log(r"Hear, hear! Booting dispatcher with pid: \d")
 
@@ -243,7 +243,7 @@ def test_syslog():
     with receiver() as syslog:
         target = f"udp://127.0.0.1:{syslog.port}"
         args = ("--log-syslog", "--log-syslog-to", target, "--log-syslog-prefix", "shop", "--access-logfile", "-")
-        with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+        with Server(*STICKY, "-w", "1", *args, "whoami:app") as server:
             assert server.get("/there").status == 200
             for text in ("Booting worker", "Booting dispatcher", "GET /there"):
                 wait_for(lambda: any(text in line and "shop" in line for line in syslog.receive()), text)  # noqa: B023
@@ -322,8 +322,8 @@ def test_slots_over_reload_resize_and_end():
 @pytest.mark.parametrize("everybody", [False, True], ids=["the-master", "all-processes"])
 def test_no_alarm_at_the_end(number: int, everybody: bool):
     """Also if a terminal or a container sends the signal to all processes."""
-    with Server(*STICKY, "-w", "2", "whoami:app") as server:
-        server.wait_for_log(r"Slot \d: ready", count=2)
+    with Server(*STICKY, "-w", "1", "whoami:app") as server:
+        server.wait_for_log(r"Slot 0: ready")
         if everybody:
             os.killpg(server.pid, number)
         else:
@@ -374,7 +374,7 @@ def test_statsd():
 def test_statsd_hears_of_the_dispatchers_warnings():
     with receiver() as statsd:
         args = ("--sticky-proxy", "--statsd-host", f"127.0.0.1:{statsd.port}")
-        with Server(*STICKY, "-w", "2", *args, "whoami:app") as server:
+        with Server(*STICKY, "-w", "1", *args, "whoami:app") as server:
             assert request(server.port).status == 400  # without the header
             wait_for(lambda: sent(statsd, "gunicorn.log.warning:1|c"), "the warning")
 

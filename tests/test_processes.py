@@ -10,7 +10,6 @@ import pwd
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -332,21 +331,6 @@ def test_workers_added_and_removed_in_quick_succession():
         wait_for(lambda: len(server.alive("worker")) == 2, "two workers")
         assert slots(server) == before
         assert "Exception" not in server.log
-
-
-def test_the_control_socket_adds_and_removes_workers():
-    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
-        before = slots(server)
-        server.wait_for_log("Control socket listening")
-        for command, count in (("worker add 1", 3), ("worker remove 1", 2)):
-            tool = [str(BIN / "gunicornc"), "-s", str(server.folder / "control"), "-c", command]
-            dispatchers = len(server.booted("dispatcher"))
-            subprocess.run(tool, check=True, timeout=30)
-            server.wait_for_log("Booting dispatcher", count=dispatchers + 1)
-            wait_for(lambda: len(server.alive("worker")) == count, f"{count} workers")  # noqa: B023
-            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
-            assert set(slots(server).values()) == set(range(count))
-        assert slots(server) == before
 
 
 def test_ttou_routes_anew_what_the_removed_slot_has_not_taken():

@@ -25,6 +25,8 @@ from test_proxies import changed, reserved_port, running
 from test_status_server import Site
 
 pytestmark = pytest.mark.programs
+#: Tests that share a server, and leave it as it is.
+shared = pytest.mark.xdist_group("prometheus")
 
 DOCS = TESTS.parent / "docs"
 PAGE = (DOCS / "prometheus.md").read_text()
@@ -72,6 +74,12 @@ def well(*args: str, **kwargs: Any) -> Iterator[Scraped]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[Scraped]:
+    with well() as server:
+        yield server
+
+
 def key(name: str, **labels: object) -> tuple[str, frozenset[tuple[str, str]]]:
     return f"gunicorn_sticky_{name}", frozenset((label, str(value)) for label, value in labels.items())
 
@@ -86,29 +94,27 @@ def promtool(*args: str, text: str = "") -> str:
 # --- what is at /metrics ---
 
 
-def test_formats():
-    with well() as server:
-        text = server.scrape()
-        assert promtool("check", "metrics", text=text) == ""
-        response = server.ask("/metrics", headers=OPENMETRICS)
-        assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0;")
-        families = {
-            family.name: family for family in openmetrics.text_string_to_metric_families(response.body.decode())
-        }
-        plain = list(parser.text_string_to_metric_families(text))
-        assert list(families) == [family.name for family in plain]
-        for family in plain:
-            other = families[family.name]
-            assert (family.type, family.documentation) == (other.type, other.documentation)
-            assert [sample[:2] for sample in family.samples] == [sample[:2] for sample in other.samples]
+@shared
+def test_formats(quiet: Scraped):
+    text = quiet.scrape()
+    assert promtool("check", "metrics", text=text) == ""
+    response = quiet.ask("/metrics", headers=OPENMETRICS)
+    assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0;")
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(response.body.decode())}
+    plain = list(parser.text_string_to_metric_families(text))
+    assert list(families) == [family.name for family in plain]
+    for family in plain:
+        other = families[family.name]
+        assert (family.type, family.documentation) == (other.type, other.documentation)
+        assert [sample[:2] for sample in family.samples] == [sample[:2] for sample in other.samples]
 
 
+@shared
 @pytest.mark.parametrize("accept", ["application/openmetrics-text;version=abc", "a" * 5000, ";;=,,"])
-def test_a_strange_wish_gets_the_plain_format(accept: str):
-    with well() as server:
-        response = server.ask("/metrics", headers={"Accept": accept})
-        assert response.status == 200
-        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+def test_a_strange_wish_gets_the_plain_format(quiet: Scraped, accept: str):
+    response = quiet.ask("/metrics", headers={"Accept": accept})
+    assert response.status == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
 
 
 def test_all_figures():
@@ -248,25 +254,25 @@ def test_without_the_client_library(tmp_path: Path):
 # --- the page, the alerts and the dashboard ---
 
 
-def test_the_page_lists_what_there_is():
-    with well() as server:
-        rows = [
-            f"| `{family.samples[0].name}` | {family.type} | "
-            f"{', '.join(f'`{name}`' for name in sorted(family.samples[0].labels))} | {family.documentation} |"
-            for family in server.families()
-        ]
+@shared
+def test_the_page_lists_what_there_is(quiet: Scraped):
+    rows = [
+        f"| `{family.samples[0].name}` | {family.type} | "
+        f"{', '.join(f'`{name}`' for name in sorted(family.samples[0].labels))} | {family.documentation} |"
+        for family in quiet.families()
+    ]
     assert [line for line in PAGE.splitlines() if line.startswith("| `gunicorn_sticky_")] == rows
     assert re.findall(r"^\| `(\w+)` \| (critical|warning) \|", PAGE, re.MULTILINE) == [
         (rule["alert"], rule["labels"]["severity"]) for rule in RULES
     ]
 
 
-def test_what_alerts_and_dashboard_ask_for_is_there():
+@shared
+def test_what_alerts_and_dashboard_ask_for_is_there(quiet: Scraped):
     variables = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"][1:]]
     asked = [*(rule["expr"] for rule in RULES), *TARGETS, *variables]
     names = {name for text in asked for name in re.findall(r"gunicorn_sticky_\w+", text)}
-    with well() as server:
-        assert names <= {name for name, _ in server.samples()}
+    assert names <= {name for name, _ in quiet.samples()}
 
 
 def test_dashboard_is_one():

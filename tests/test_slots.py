@@ -35,7 +35,7 @@ def keys(name: str) -> list[str]:
 @pytest.mark.parametrize("count", [2, 3, 4, 8, 16])
 def test_spread_and_consistency(name: str, count: int):
     secrets = random.Random(f"{name} {count}")
-    for _ in range(20):
+    for _ in range(6):
         secret = secrets.randbytes(SECRET_SIZE)
         slots, more = Slots(secret, count), Slots(secret, count + 1)
         clients = keys(name)

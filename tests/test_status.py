@@ -53,6 +53,19 @@ def sigstop(pids: Sequence[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+#: Tests that share a server, and leave it as it is.
+shared = pytest.mark.xdist_group("status")
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[Server]:
+    options = ("--sticky-by", "session", "--keep-alive", "60")
+    with Server(*STICKY, "-w", "3", *options, "whoami:app", control_socket=True) as server:
+        server.wait_for_log("Control socket")
+        wait_for(lambda: status(server)["state"] == "ok", "all workers")
+        yield server
+
+
 # --- what is counted ---
 
 
@@ -84,7 +97,7 @@ def test_requests_and_connections():
 
 
 def test_sessions_and_handovers():
-    with Server(*STICKY, "-w", "4", "--sticky-by", "session", "sio_app:app") as server:
+    with Server(*STICKY, "-w", "2", "--sticky-by", "session", "sio_app:app") as server:
         wait_for(lambda: status(server)["state"] == "ok", "all workers")
         sids = []
         for _ in range(8):
@@ -188,15 +201,14 @@ def test_a_draining_worker_is_shown_beside_its_successor():
 # --- the command ---
 
 
-def test_one_server_by_its_control_socket():
-    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server, Server(*STICKY, "whoami:app"):
-        server.wait_for_log("Control socket")
-        wait_for(lambda: status(server)["state"] == "ok", "both workers")
-        code, output = run("--json", "--control", str(server.folder / "control"))
+@shared
+def test_one_server_by_its_control_socket(quiet: Server):
+    with Server(*STICKY, "-w", "1", "whoami:app") as other:
+        wait_for(lambda: status(other)["state"] == "ok", "the other server")
+        code, output = run("--json", "--control", str(quiet.folder / "control"))
         assert code == 0
-        assert [found["pid"] for found in json.loads(output)] == [server.pid]
-        pids = {found["pid"] for found in json.loads(run("--json")[1])}
-        assert {server.pid} < pids
+        assert [found["pid"] for found in json.loads(output)] == [quiet.pid]
+        assert {quiet.pid, other.pid} <= {found["pid"] for found in json.loads(run("--json")[1])}
 
 
 def test_no_server_is_down(tmp_path):
@@ -257,28 +269,27 @@ def fake(*args: str) -> Iterator[int]:
             process.kill()
 
 
-@pytest.mark.parametrize("name", FAKES)
-def test_what_is_only_called_as_our_memory_is(name: str):
-    shown = name == "ours, but empty"  # nobody can tell: it is the same user's
-    with Server(*STICKY, "whoami:app", control_socket=True) as server, fake(FAKES[name]) as pid:
-        server.wait_for_log("Control socket")
-        wait_for(lambda: status(server)["state"] == "ok", "the worker")
+@shared
+def test_what_is_only_called_as_our_memory_is(quiet: Server):
+    with ExitStack() as stack:
+        fakes = {name: stack.enter_context(fake(code)) for name, code in FAKES.items()}
         for _ in range(3):
             pids = {found["pid"] for found in json.loads(run("--json")[1])}
-            assert server.pid in pids
-            assert (pid in pids) == shown
-        assert len(list(find(pid))) == shown
-        assert run("--json", "--control", str(server.folder / "control"))[0] == 0
+            assert quiet.pid in pids
+            # Nobody can tell that one: it is the same user's.
+            assert [name for name, pid in fakes.items() if pid in pids] == ["ours, but empty"]
+        assert [name for name, pid in fakes.items() if list(find(pid))] == ["ours, but empty"]
+        assert run("--json", "--control", str(quiet.folder / "control"))[0] == 0
 
 
+@shared
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
-def test_another_users_processes_do_not_count():
+def test_another_users_processes_do_not_count(quiet: Server):
     """Neither a fake's, nor one's that has given up root's privileges, and whose folder in /proc is still root's."""
     nobody = pwd.getpwnam("nobody")
-    with Server(*STICKY, "whoami:app") as server, fake(FAKES["ours, but empty"], str(nobody.pw_uid)) as pid:
-        wait_for(lambda: status(server)["state"] == "ok", "the worker")
+    with fake(FAKES["ours, but empty"], str(nobody.pw_uid)) as pid:
         assert pid not in {found["pid"] for found in json.loads(run("--json")[1])}
-        assert server.pid in {found["pid"] for found in json.loads(run("--json", "--user", "root")[1])}
+        assert quiet.pid in {found["pid"] for found in json.loads(run("--json", "--user", "root")[1])}
         assert run("--user", "nobody")[0] == 2
         assert not list(find(pid))  # its memory is root's, and it is not
     assert run("--user", "nobody at all")[1].endswith("argument --user: there is no such user\n")
@@ -310,29 +321,29 @@ def test_a_control_socket_that_accepts_nobody(tmp_path, monkeypatch):
         assert ended.value.code == 2
 
 
-def test_it_answers_while_everything_stands_still():
-    with Server(*STICKY, "-w", "2", "whoami:app", control_socket=True) as server:
-        server.slots(CLIENTS)
-        server.wait_for_log("Control socket")
-        with sigstop([server.pid, *server.alive("worker"), *server.alive("dispatcher")]):
-            seen = status(server)
-        assert seen["dispatcher"]["accepted"] == len(CLIENTS)
+@shared
+def test_it_answers_while_everything_stands_still(quiet: Server):
+    before = status(quiet)["dispatcher"]["accepted"]
+    quiet.slots(CLIENTS)
+    with sigstop([quiet.pid, *quiet.alive("worker"), *quiet.alive("dispatcher")]):
+        seen = status(quiet)
+    assert seen["dispatcher"]["accepted"] == before + len(CLIENTS)
 
 
+@shared
 @pytest.mark.parametrize("columns", [80, 200])
-def test_the_table(columns: int):
-    options = ("--sticky-by", "session", "--keep-alive", "60")
-    with Server(*STICKY, "-w", "3", *options, "whoami:app", control_socket=True) as server:
-        server.wait_for_log("Control socket")
-        wait_for(lambda: status(server)["state"] == "ok", "all workers")
-        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            client.recv(9)
-            code, output = run("--control", str(server.folder / "control"), columns=columns)
+def test_the_table(quiet: Server, columns: int):
+    wait_for(
+        lambda: not sum(status(quiet)["slots"][n]["workers"][0]["connections"] for n in range(3)), "no connections"
+    )
+    with socket.create_connection(("127.0.0.1", quiet.port), PATIENCE) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.recv(9)
+        code, output = run("--control", str(quiet.folder / "control"), columns=columns)
     assert code == 0
     lines = output.splitlines()
     assert max(map(len, lines)) <= columns
-    assert lines[0] == f"Gunicorn {server.pid}: ok, fullest slot 3.00 times the average"
+    assert lines[0] == f"Gunicorn {quiet.pid}: ok, fullest slot 3.00 times the average"
     assert lines[1].split() == ["slot", "pid", "age", "conn", "req/s", "wait", "restarts", "cpu", "mem"]
     slots = sorted(line.split()[:3] for line in lines[2:5])
     assert [slot[:2] for slot in slots] == [["0", "ready"], ["1", "ready"], ["2", "ready"]]
@@ -369,11 +380,10 @@ def test_watching_goes_on_until_it_is_interrupted(terminal: bool):
     os.close(read)
 
 
-def test_without_rich_there_is_json(tmp_path):
+@shared
+def test_without_rich_there_is_json(quiet: Server):
     hide = "import sys; sys.modules['rich.bar'] = None; sys.argv = ['gunicorn-sticky', 'status']; "
     code = hide + "from gunicorn_sticky.__main__ import run; run()"
-    with Server(*STICKY, "-w", "1", "whoami:app") as server:
-        wait_for(lambda: list(find(server.pid)), "the server")
-        done = subprocess.run([sys.executable, "-c", code], env=clean_env(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=clean_env(), capture_output=True, text=True)
     assert done.returncode == 2
     assert 'pip install "gunicorn-sticky[status]"' in done.stderr

@@ -223,19 +223,23 @@ def test_a_draining_worker_stands_beside_its_successor():
 
 def test_on_a_phone_and_in_the_dark():
     backgrounds = set()
-    for width, colours in ((360, "dark"), (360, "light"), (1280, "light")):
-        with well(config=HOLD) as site, page(site, width=width, colours=colours) as opened:
-            for state in ("ok", "degraded", "down", "no answer"):
-                if state == "no answer":
-                    os.killpg(site.pid, signal.SIGKILL)
-                elif state != "ok":
-                    (site.folder / "hold").touch()
-                    os.kill(ready(site)[0], signal.SIGKILL)
+    with well(config=HOLD) as site, contextlib.ExitStack() as stack:
+        pages = []
+        for width, colours in ((360, "dark"), (360, "light"), (1280, "light")):
+            pages.append((colours, stack.enter_context(page(site, width=width, colours=colours))))
+            pages[-1][1].wait_for_state("ok")
+        for state in ("ok", "degraded", "down", "no answer"):
+            if state == "no answer":
+                os.killpg(site.pid, signal.SIGKILL)
+            elif state != "ok":
+                (site.folder / "hold").touch()
+                os.kill(ready(site)[0], signal.SIGKILL)
+            for colours, opened in pages:
                 shown = opened.wait_for_state(state)
                 assert shown["overflow"] == 0
                 assert shown["contrast"][0] >= 4.5, shown["contrast"]
                 assert shown["unexplained"] == 0
-            backgrounds.add((colours, shown["background"]))
+                backgrounds.add((colours, shown["background"]))
     assert len(backgrounds) == len({background for _, background in backgrounds}) == 2
 
 
