@@ -40,7 +40,7 @@ status, cluster = StatusSocket("127.0.0.1:0"), ClusterSocket("socket")
 channels = channel, Channel.inherited(*map(os.dup, channel.filenos()))
 others = status, StatusSocket("", os.dup(status.fileno())), cluster, ClusterSocket("", os.dup(cluster.fileno()))
 print([end.gettimeout() for each in channels for end in (each._in, each._out)])
-print([each._socket.gettimeout() for each in others])
+print([each.gettimeout() for each in (status._socket, others[1]._socket, cluster.socket, others[3].socket)])
 """
 
 
