@@ -9,6 +9,8 @@ import pwd
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,18 @@ def site() -> Iterator[Site]:
     with well(address="localhost:0") as site:
         site.wait_for_log(r"Slot \d: ready", count=2)  # which the status may tell earlier
         yield site
+
+
+#: What the arbiter loads, where gevent cannot be.
+WITHOUT_GEVENT = """
+import sys
+sys.modules["gevent"] = None
+import gunicorn_sticky.arbiter.arbiter, gunicorn_sticky.arbiter.upgrade, gunicorn_sticky.status.gunicornc
+"""
+
+
+def test_only_its_own_process_needs_gevent():
+    subprocess.run([sys.executable, "-c", WITHOUT_GEVENT], check=True)
 
 
 # --- what it answers ---

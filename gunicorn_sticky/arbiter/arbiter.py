@@ -30,6 +30,7 @@ from ..routing.session_ids import OWNERS
 from ..shared import figures, logs
 from ..shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, MasterBoard
 from ..shared.figures import Figures, Row
+from ..status.listener import StatusSocket
 from ..status.snapshot import Server
 from ..status.statsd import Reporter
 from ..workers.core import StickyWorker
@@ -39,7 +40,6 @@ from .children import Body, Children
 from .slot_log import SlotLog
 
 if TYPE_CHECKING:
-    from ..status.server import StatusSocket
     from .upgrade import Legacy
 
 #: A worker that has reached max_requests waits for a successor while there are so many, or processes would pile up.
@@ -205,8 +205,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         address, before = self.cfg.sticky_status, self._status_socket
         if address == (before and before.address):
             return
-        from ..status.server import StatusSocket
-
         try:
             self._status_socket = StatusSocket(address) if address else None
         except OSError as error:
@@ -465,10 +463,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         parent, own = os.getpid(), made_for[1]
 
         def serve(heartbeat: Callable[[], None]) -> None:
+            from ..status.server import run  # not before: it loads gevent
+
             self._status_socket = None
             self._leave(NOBODY, NOBODY)
             self._returns.close_sender()
-            own.run(self._server, parent, self.log, heartbeat)
+            run(own, self._server, parent, self.log, heartbeat)
 
         return serve
 

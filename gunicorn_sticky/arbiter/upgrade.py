@@ -12,16 +12,13 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .._version import __version__
 from ..broadcast.cluster import Cluster
 from ..broadcast.join_socket import ClusterSocket
 from ..shared.board import MasterBoard
 from ..shared.channel import Channel
-
-if TYPE_CHECKING:
-    from ..status.server import StatusSocket
+from ..status.listener import StatusSocket
 
 #: The environment variable: as JSON, the version, all descriptors, which one not of that version is to close, and among
 #: them that of the memory file.
@@ -99,7 +96,7 @@ class Legacy:
             new_seat_channels=new_seat_channels,
             cluster=Cluster((rings, doorbell)),
             cluster_socket=ClusterSocket(*entrance) if entrance else None,
-            status_socket=_status_socket(*status) if status else None,
+            status_socket=StatusSocket(*status) if status else None,
         )
 
 
@@ -111,9 +108,3 @@ def _sealed(content: bytes) -> int:
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
-
-
-def _status_socket(address: str, fd: int) -> StatusSocket:
-    from ..status.server import StatusSocket  # pywsgi is not for everybody
-
-    return StatusSocket(address, fd)

@@ -1,4 +1,7 @@
-"""The status by HTTP, from a process of its own: it answers also when workers, dispatcher and arbiter do not."""
+"""The status by HTTP, from a process of its own: it answers also when workers, dispatcher and arbiter do not.
+
+Only that process imports this module, after it has been forked: gevent is not for workers of other kinds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from ..shared.limited_log import LimitedLog
-from ..shared.unpatched import Socket, getaddrinfo
+from .listener import StatusSocket
 from .snapshot import DOWN, Server
 
 if TYPE_CHECKING:
@@ -41,67 +44,35 @@ _NOT_OURS = b"This server is not known by that name: use its address, or give st
 _NO_METRICS = 'Metrics for Prometheus need its client library: pip install "gunicorn-sticky[prometheus]"'
 
 
-class StatusSocket:
-    """The listening socket.
+def run(listener: StatusSocket, server: Server, parent: int, log: Any, heartbeat: Callable[[], None]) -> None:
+    """Be the process that answers (see arbiter/children.py), until SIGTERM or the end of its parent.
 
     Args:
-        address: ``HOST:PORT``
-        fd: of a socket that is there already; else a new one is made
-
-    Raises:
-        OSError: there is no such address, or it is in use
+        listener: where it is asked
+        server: whose status it tells
+        parent: the arbiter's process
+        log: Gunicorn's logger
+        heartbeat: called once in `TICK`
     """
-
-    def __init__(self, address: str, fd: int | None = None) -> None:
-        self.address = address
-        if fd is not None:
-            self._socket = Socket(fileno=fd)
-            self._socket.setblocking(False)  # whatever socket.setdefaulttimeout says
-            return
-        host, _, port = address.rpartition(":")
-        family, kind, _, _, where = getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        self._socket = Socket(family, kind)
-        self._socket.setblocking(False)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(where)
-            self._socket.listen()
-        except OSError:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return int(self._socket.fileno())
-
-    def close(self) -> None:
-        """Close the socket, here."""
-        self._socket.close()
-
-    def run(self, server: Server, parent: int, log: Any, heartbeat: Callable[[], None]) -> None:
-        """Be the process that answers (see children.py), until SIGTERM or the end of its parent."""
-        gevent.reinit()  # an application that is preloaded may have used gevent
-        http = WSGIServer(
-            self._socket,
-            _Application(server, log, self._names()),
-            log=None,
-            error_log=None,
-            spawn=Pool(MOST),
-            handler_class=_Handler,
-        )
-        http.start()  # which asks for this host's name, and waits: what is told to stop meanwhile could not start
-        gevent.signal_handler(signal.SIGTERM, http.stop, LAST_CALL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        host, port = self._socket.getsockname()[:2]
-        log.info("Status at: http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        if not ip_address(host.partition("%")[0]).is_loopback:
-            log.warning("Whoever can reach %s sees the status: there is no password (setting: sticky_status)", host)
-        gevent.spawn(_live, http, parent, heartbeat)
-        http.serve_forever()
-
-    def _names(self) -> tuple[str, str]:
-        """Return what this server is called, beside its addresses."""
-        return self.address.rpartition(":")[0], socket.gethostname()
+    gevent.reinit()  # an application that is preloaded may have used gevent
+    names = listener.address.rpartition(":")[0], socket.gethostname()
+    http = WSGIServer(
+        listener.socket,
+        _Application(server, log, names),
+        log=None,
+        error_log=None,
+        spawn=Pool(MOST),
+        handler_class=_Handler,
+    )
+    http.start()  # which asks for this host's name, and waits: what is told to stop meanwhile could not start
+    gevent.signal_handler(signal.SIGTERM, http.stop, LAST_CALL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    host, port = listener.socket.getsockname()[:2]
+    log.info("Status at: http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if not ip_address(host.partition("%")[0]).is_loopback:
+        log.warning("Whoever can reach %s sees the status: there is no password (setting: sticky_status)", host)
+    gevent.spawn(_live, http, parent, heartbeat)
+    http.serve_forever()
 
 
 def is_addressed(host: str, names: Iterable[str]) -> bool:
