@@ -28,7 +28,7 @@ from .. import configuration, settings
 from ..routing.hashing import SECRET_SIZE
 from ..routing.session_ids import OWNERS
 from ..shared import figures, logs
-from ..shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, MasterBoard
+from ..shared.board import RUNNING, SEATS, STOPPED, STOPPING, MasterBoard
 from ..shared.figures import Figures, Row
 from ..status.listener import StatusSocket
 from ..status.snapshot import Server
@@ -37,15 +37,13 @@ from ..workers.core import StickyWorker
 from ..workers.parser import refuser
 from ..workers.seat import Seat
 from .children import Body, Children
+from .crew import Crew
 from .slot_log import SlotLog
+from .succession import Succession
 
 if TYPE_CHECKING:
     from .upgrade import Legacy
 
-#: A worker that has reached max_requests waits for a successor while there are so many, or processes would pile up.
-WORKERS_PER_SLOT = 2
-#: Seconds between the starts of two workers of a slot, if the first one has died while it booted.
-RESPAWN_WORKER = 1.0
 #: Seconds after which a dispatcher or status server hangs that shows no life, if Gunicorn's `timeout` is 0.
 HUNG = 30.0
 #: In the place of a slot or a seat.
@@ -54,8 +52,6 @@ NOBODY = -1
 POLL = 0.1
 #: Seconds between two looks for workers that hang: who is told to abort has this long, as in Gunicorn's main loop.
 TURN = 1.0
-#: Seconds that a new master has to show up on the board. One of another version never does.
-SHOW_UP = 10.0
 
 
 class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
@@ -125,9 +121,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board = legacy.board if legacy else MasterBoard()
         #: The same, as the other processes see it.
         self._shared_board = self._board.shared()
-        self._other_board = self._board.other()
-        #: Until when a new master has to show up.
-        self._show_up = 0.0
+        self._succession = Succession(self._board)
+        self._crew = Crew(self._board, lambda: self.WORKERS.values())
         self._cluster = legacy.cluster if legacy else Cluster()
         self._cluster_socket = legacy.cluster_socket if legacy else None
         self._status_socket = legacy.status_socket if legacy else None
@@ -142,8 +137,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._slot_log = SlotLog(self._board)
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
         self._status_servers = Children("status server", self, self._new_status_server)
-        #: By slot, when its next worker may start, if the last one has died while it booted.
-        self._worker_not_before: dict[int, float] = {}
         #: During a reload, when to look next for who hangs.
         self._murder_at: float | None = None
         self.worker_class: Any = None
@@ -240,23 +233,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     num_workers = property(Arbiter._get_num_workers, _set_num_workers)
 
-    def _workers_of(self, slot: int) -> list[Any]:
-        """Return the workers of `slot`, the newest last."""
-        return sorted((w for w in self.WORKERS.values() if w.slot == slot), key=lambda w: w.age)
-
     def spawn_worker(self) -> Any:
-        """Fork a worker for the slot that needs one most: without a worker, or with the oldest."""
-
-        def need(slot: int) -> int:
-            ages = [worker.age for worker in self._workers_of(slot) if worker.alive]
-            return max(ages, default=0)
-
-        return self._spawn_worker(min(range(self.num_workers), key=need))
+        """Fork a worker for the slot that needs one most."""
+        return self._spawn_worker(self._crew.neediest(self.num_workers))
 
     def _spawn_worker(self, slot: int) -> Any:
         self._open_channels(slot + 1)
         worker_class = self.worker_class
-        number = self._free_seat(slot)
+        number, victim = self._crew.place(slot)
+        if victim:
+            self.kill_worker(victim.pid, signal.SIGKILL)
         owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
         row = figures.begin(self._figures.worker(number), gauges=1)
         seat = Seat(
@@ -275,7 +261,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         )
         self._slot_rows[slot][figures.WORKERS] += 1
         self._board.take(number, owner, self.worker_age + 1)
-        self._worker_not_before[slot] = time.monotonic() + RESPAWN_WORKER
+        self._crew.starts(slot, time.monotonic())
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
             row[figures.PID] = pid = super().spawn_worker()
@@ -302,27 +288,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._seat_channels.append(Channel())
         self._board.slots = len(self._channels)
 
-    def _free_seat(self, slot: int) -> int:
-        """Return a seat of `slot` that no worker has; if there is none, one whose worker has to end here."""
-        self._leave_seats()
-        seats = range(slot * SEATS, (slot + 1) * SEATS)
-        owners = self._board.owners()
-        for seat in seats:
-            if not owners[seat]:
-                return seat
-        board, taker = self._board, self._board.taker(slot)
-        # Who boots has an older configuration and serves nobody yet; the slot's clients are at its taker.
-        victim = min(self._workers_of(slot), key=lambda w: (w.seat == taker, not board.is_booting(w.seat), w.age))
-        self.kill_worker(victim.pid, signal.SIGKILL)
-        return int(victim.seat)
-
-    def _leave_seats(self) -> None:
-        """Take the seats from workers that are gone."""
-        taken = {worker.seat for worker in self.WORKERS.values()}
-        for seat, owner in enumerate(self._board.owners()):
-            if owner and seat not in taken:
-                self._board.leave(seat)
-
     def _leave(self, slot: int, seat: int) -> None:
         """In a new worker, close what belongs to the arbiter and to other slots."""
         for inherited in (*self.LISTENERS, self._status_socket):
@@ -342,7 +307,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board.restore()
         now = time.monotonic()
         for slot in range(self.num_workers):
-            if self._needs_worker(slot) and now >= self._worker_not_before.get(slot, 0.0):
+            if self._crew.needs_worker(slot, now):
                 self._spawn_worker(slot)
         self._manage_dispatcher()
         self._dismiss_workers()
@@ -351,33 +316,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._report()
         self._look_at_slots()
 
-    def _needs_worker(self, slot: int) -> bool:
-        """Tell whether a slot needs another worker than those that take its connections, or will when they have booted.
-
-        Who leaves takes them until a successor does, so that can wait for those that drain. Else it cannot.
-        """
-        workers = self._workers_of(slot)
-        wanted = [worker for worker in workers if worker.alive and self._is_wanted(worker)]
-        if not wanted:
-            return True
-        return all(worker.leaving for worker in wanted) and len(workers) < WORKERS_PER_SLOT
-
     def _dismiss_workers(self) -> None:
-        """Let go the workers whose slot has another one by now, or is no more."""
-        for worker in list(self.WORKERS.values()):
-            if not worker.alive:
-                continue
-            if worker.slot >= self.num_workers:
-                self._board.dismiss(worker.slot)
-            elif self._is_wanted(worker):
-                continue
+        for worker in self._crew.superfluous(self.num_workers):
             self.kill_worker(worker.pid, signal.SIGTERM)
-
-    def _is_wanted(self, worker: Any) -> bool:
-        """Tell whether a worker takes its slot's connections, or boots and is the newest there."""
-        if self._board.is_booting(worker.seat):
-            return worker is self._workers_of(worker.slot)[-1]
-        return bool(self._board.taker(worker.slot) == worker.seat)
 
     def _look_at_slots(self) -> None:
         pids = {worker.seat: pid for pid, worker in list(self.WORKERS.items())}
@@ -434,7 +375,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             tls=bool(self.cfg.is_ssl),
             channels=Channels(self._channels[:count], self._seat_channels, made_for[3], self._returns),
             board=self._shared_board,
-            other=self._other_board,
+            other=self._succession.other,
             removed=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or math.inf,
@@ -500,10 +441,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             for pid in before:
                 self.kill_worker(pid, 0)  # forgets who is gone, which 25.1 has not done
         for pid in before.keys() - self.WORKERS.keys():
-            worker = before[pid]
-            if not (worker.alive and self._board.is_booting(worker.seat)):
-                self._worker_not_before.pop(worker.slot, None)
-        self._leave_seats()
+            self._crew.ended(before[pid])
+        self._crew.vacate()
         self._look_at_slots()
         self._manage_charge()
         if self._board.phase == RUNNING:
@@ -569,8 +508,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def stop(self, graceful: bool = True) -> None:
         """Stop the dispatcher and the workers, which serve what it still passes on."""
         self._board.phase = STOPPING if graceful else STOPPED
-        if self.master_pid and self._other_board.goes_on:
-            self._other_board.take_charge()
+        if self.master_pid:
+            self._succession.resign()
         # Only the master in charge shows its end.
         self._status_servers.retire(0 if self._board.in_charge else signal.SIGTERM)
         self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
@@ -623,9 +562,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             raise OSError(errno.EMFILE, f"two masters need {needed} open files each, and the limit is {limit}")
         # Made here, so that each master knows the way to the other one's workers.
         self._other_seat_channels = [Channel() for _ in self._seat_channels]
-        self._other_board = self._board.other()
-        self._other_board.phase = STARTING
-        self._show_up = time.monotonic() + SHOW_UP
+        self._succession.expect(time.monotonic())
         return Legacy(
             secret=self._secret,
             board=self._board,
@@ -643,26 +580,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         return bool(self.master_pid or self.reexec_pid)
 
     def _manage_charge(self) -> None:
-        """Let one of two masters accept: the new one, once all its slots have workers, or the one that is left."""
-        board, other = self._board, self._other_board
-        if not self._has_other():
+        """Let one of two masters accept, or the one that is left."""
+        has_other = self._has_other()
+        if not has_other:
             self._forget_other()
-        elif other.phase == STARTING and time.monotonic() > self._show_up:
-            other.phase = STOPPED
-        if board.in_charge:
-            return
-        if self._has_other():
-            is_ready = self.master_pid and all(board.is_open(slot) for slot in range(self.num_workers))
-            if board.phase != RUNNING or (other.goes_on and not is_ready):
-                return
-        board.take_charge()
-        if board.phase == RUNNING:
+        if self._succession.settle(time.monotonic(), has_other, bool(self.master_pid), self.num_workers):
             self.log.info("%s accepts connections now", self.master_name)
 
     def _forget_other(self) -> None:
         """Clear what another master has left, and close what leads to its workers once nothing is in there."""
-        if self._other_board.is_current:
-            self._other_board.clear()
+        self._succession.is_alone()
         if not any(channel.queued() for channel in self._other_seat_channels):
             for channel in self._other_seat_channels:
                 channel.close()
