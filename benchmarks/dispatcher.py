@@ -122,7 +122,7 @@ class Rig:
             board.slots = board.count = self.slots
             for slot in range(self.slots):
                 board.take(slot * SEATS, slot + 1, slot + 1)
-                board.claim(slot, slot * SEATS)
+                board.activate(slot, slot * SEATS)
             plan = Plan(
                 parent=os.getppid(),
                 affinity=AFFINITIES[self.by],
@@ -136,7 +136,7 @@ class Rig:
                 removed=[],
                 header_timeout=FOREVER,
                 slot_timeout=FOREVER,
-                lane_size=RUSH,
+                backlog=RUSH,
                 figures=Row(Figures().dispatcher(0)),
             )
             run(plan, logging.getLogger(), lambda: None)

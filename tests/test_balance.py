@@ -58,13 +58,13 @@ class Workers:
 
     def boot(self, slot: int, seat: int = 0, age: int = 1) -> None:
         self.board.take(slot * SEATS + seat, 1 + slot, age)
-        self.board.claim(slot, slot * SEATS + seat)
+        self.board.activate(slot, slot * SEATS + seat)
 
     def serve(self, kind: str = "page") -> int:
         """Return the slot that has got a request; that is for a page, or begins a session."""
         self._route.look_again()
         slot = self._slots[id(self._route.channel("127.0.0.1"))]
-        self.board.give(self.board.taker(slot), REQUEST + SESSION * (kind == "session"))
+        self.board.give(self.board.active_seat(slot), REQUEST + SESSION * (kind == "session"))
         return slot
 
 
@@ -89,15 +89,15 @@ def a_new_worker(workers: Workers) -> Iterator[str]:
 
 
 def a_worker_that_was_busy(workers: Workers) -> Iterator[str]:
-    workers.board.set_active(workers.board.taker(1), 10_000)
+    workers.board.set_busy(workers.board.active_seat(1), 10_000)
     yield from ["meanwhile"] * 1000
-    workers.board.set_active(workers.board.taker(1), 0)
+    workers.board.set_busy(workers.board.active_seat(1), 0)
     yield from ["page"] * 400
 
 
 def a_worker_with_sessions_out_of_nowhere(workers: Workers) -> Iterator[str]:
     for _ in range(3):
-        workers.board.give(workers.board.taker(1), 1000 * SESSION)
+        workers.board.give(workers.board.active_seat(1), 1000 * SESSION)
         yield from ["page"] * 400
 
 
@@ -116,7 +116,7 @@ def test_any_run_is_spread(requests: Callable[[Workers], Iterator[str]], count: 
 
 def test_a_busy_worker_gets_nothing():
     workers = Workers(4)
-    workers.board.set_active(workers.board.taker(1), 20)
+    workers.board.set_busy(workers.board.active_seat(1), 20)
     assert {workers.serve() for _ in range(RUN)} == {0, 2, 3}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gunicorn_sticky.broadcast import join_socket as cluster_socket
-from gunicorn_sticky.broadcast.join_socket import ClusterSocket, Member
+from gunicorn_sticky.broadcast.join_socket import JoinSocket, Member
 
 NOBODY = 65534
 
@@ -71,17 +71,17 @@ def test_nothing_else_changes_its_owner(tmp_path: Path, monkeypatch: pytest.Monk
         swap(path, victim)
         give_to(self, *args)
 
-    give_to = ClusterSocket._give_to
+    give_to = JoinSocket._give_to
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "chown", lambda *args: changed.append(os.readlink(args[0])) or chown(args[0], -1, -1))
-    monkeypatch.setattr(ClusterSocket, "_give_to", bound)
+    monkeypatch.setattr(JoinSocket, "_give_to", bound)
     with pytest.raises(OSError, match=str(path)):
-        ClusterSocket(str(path), uid=NOBODY, gid=NOBODY)
+        JoinSocket(str(path), uid=NOBODY, gid=NOBODY)
     assert not changed
-    monkeypatch.setattr(ClusterSocket, "_give_to", give_to)
+    monkeypatch.setattr(JoinSocket, "_give_to", give_to)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-    ClusterSocket(str(path), uid=NOBODY, gid=NOBODY).remove()
+    JoinSocket(str(path), uid=NOBODY, gid=NOBODY).remove()
     assert changed == [str(path)]
     assert not path.exists()
 
@@ -90,7 +90,7 @@ def test_nothing_else_changes_its_owner(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nothing_else_is_removed(tmp_path: Path, swap: Callable[..., None]):
     path, victim = tmp_path / "socket", tmp_path / "victim"
     victim.touch()
-    served = ClusterSocket(str(path), uid=os.geteuid(), gid=os.getegid())
+    served = JoinSocket(str(path), uid=os.geteuid(), gid=os.getegid())
     path.unlink()
     swap(path, victim)
     listed = set(tmp_path.iterdir())
@@ -110,9 +110,9 @@ def test_a_socket_whose_server_does_not_accept_is_in_use(tmp_path: Path):
             with contextlib.suppress(BlockingIOError):
                 client.connect(str(path))
         with pytest.raises(OSError, match=str(path)) as error:
-            ClusterSocket(str(path))
+            JoinSocket(str(path))
         assert error.value.errno == errno.EADDRINUSE
-        ClusterSocket(str(path), replace=True).remove()
+        JoinSocket(str(path), replace=True).remove()
 
 
 def test_a_doorbell_that_is_full_is_emptied():

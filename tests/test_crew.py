@@ -51,7 +51,7 @@ class Rig:
 
     def boot(self, slot: int, now: float = 0.0) -> Made:
         worker = self.start(slot, now)
-        self.board.claim(slot, worker.seat)
+        self.board.activate(slot, worker.seat)
         return worker
 
     def end(self, worker: Made) -> None:
@@ -110,7 +110,7 @@ def test_who_leaves_goes_on_until_there_is_a_successor(rig: Rig):
     new = rig.start(0)
     assert not rig.crew.needs_worker(0, RESPAWN)
     assert rig.crew.superfluous(SLOTS) == []
-    rig.board.claim(0, new.seat)
+    rig.board.activate(0, new.seat)
     assert rig.crew.superfluous(SLOTS) == [old]
 
 
@@ -127,7 +127,7 @@ def test_who_leaves_waits_while_another_one_drains(rig: Rig):
 def test_of_two_that_boot_the_older_one_goes(rig: Rig):
     first, second = rig.start(0), rig.start(0)
     assert rig.crew.superfluous(SLOTS) == [first]
-    rig.board.claim(0, second.seat)
+    rig.board.activate(0, second.seat)
     assert rig.crew.superfluous(SLOTS) == [first]
 
 
@@ -140,7 +140,7 @@ def test_a_slot_with_nobody_who_takes_always_gets_a_worker(rig: Rig):
 def test_slots_that_are_no_more(rig: Rig):
     workers = [rig.boot(slot) for slot in range(SLOTS)]
     assert rig.crew.superfluous(1) == workers[1:]
-    assert [rig.board.taker(slot) for slot in range(SLOTS)] == [0, -1, -1]
+    assert [rig.board.active_seat(slot) for slot in range(SLOTS)] == [0, -1, -1]
 
 
 def test_the_next_one_is_for_the_slot_with_the_oldest(rig: Rig):

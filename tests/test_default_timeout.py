@@ -32,13 +32,13 @@ PROGRAM = """
 import os, socket
 socket.setdefaulttimeout(5)
 from gunicorn_sticky.shared.channel import Channel
-from gunicorn_sticky.broadcast.join_socket import ClusterSocket
+from gunicorn_sticky.broadcast.join_socket import JoinSocket
 from gunicorn_sticky.status.listener import StatusSocket
 
 channel = Channel()
-status, cluster = StatusSocket("127.0.0.1:0"), ClusterSocket("socket")
+status, cluster = StatusSocket("127.0.0.1:0"), JoinSocket("socket")
 channels = channel, Channel.inherited(*map(os.dup, channel.filenos()))
-others = status, StatusSocket("", os.dup(status.fileno())), cluster, ClusterSocket("", os.dup(cluster.fileno()))
+others = status, StatusSocket("", os.dup(status.fileno())), cluster, JoinSocket("", os.dup(cluster.fileno()))
 print([end.gettimeout() for each in channels for end in (each._in, each._out)])
 print([each.socket.gettimeout() for each in others])
 """

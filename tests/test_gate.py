@@ -14,7 +14,7 @@ from gunicorn_sticky.routing.head import MAX_HEAD
 from gunicorn_sticky.routing.key import Key, Owner
 from gunicorn_sticky.routing.session_ids import Ids
 from gunicorn_sticky.shared.board import REQUEST, SEATS, STOPPING, Board
-from gunicorn_sticky.shared.channel import Parcel
+from gunicorn_sticky.shared.channel import ConnectionInfo
 from gunicorn_sticky.shared.refusals import Refusal
 from gunicorn_sticky.workers.gate import NEED_MORE, SERVE, SLACK, Gate, HandOver, LaterHead
 from gunicorn_sticky.workers.served import Served
@@ -45,17 +45,22 @@ class Rig:
         self.board.slots = self.board.count = SLOTS
         for slot in range(SLOTS):
             self.board.take(slot * SEATS, FIRST + slot, 1 + slot)
-            self.board.claim(slot, slot * SEATS)
+            self.board.activate(slot, slot * SEATS)
         self.drains = False
         seat: Any = types.SimpleNamespace(
-            slot=0, number=0, owner=OWN, secret=SECRET, board=self.board, is_taker=lambda: self.board.taker(0) == 0
+            slot=0,
+            number=0,
+            owner=OWN,
+            secret=SECRET,
+            board=self.board,
+            is_active=lambda: self.board.active_seat(0) == 0,
         )
         self.gate = Gate(reader(affinity, SECRET), seat, lambda: self.drains)
         self.served = self.connection(OWN if affinity.by_session else OURS)
 
     @staticmethod
     def connection(key: Key) -> Served:
-        return Served(Parcel(("127.0.0.1", 80), ("192.0.2.1", 4711), key))
+        return Served(ConnectionInfo(("127.0.0.1", 80), ("192.0.2.1", 4711), key))
 
     def ask(self, *pieces: bytes) -> Any:
         head = LaterHead(self.gate, self.served)
@@ -68,15 +73,15 @@ class Rig:
     def succeed(self) -> None:
         """Let another worker take the connections of slot 0."""
         self.board.take(1, FIRST + SLOTS, 99)
-        self.board.claim(0, 1)
+        self.board.activate(0, 1)
 
     def upgrade(self) -> None:
         """Let another master accept, whose first worker has a session."""
         self.other.slots = self.other.count = 1
         self.other.phase = self.board.phase
         self.other.take(0, ELSEWHERE, 1)
-        self.other.claim(0, 0)
-        self.other.take_charge()
+        self.other.activate(0, 0)
+        self.other.become_active_master()
 
 
 def keyed(key: str) -> bytes:
@@ -188,9 +193,9 @@ def test_by_session_those_of_another_master_are_known():
 @pytest.mark.parametrize("balance", ["least-connections", "round-robin", "hash"])
 def test_new_sessions_go_to_who_is_less_busy(balance: str):
     rig = Rig(Affinity(by="session", session_keys=("query:sid",), balance=balance))
-    rig.board.set_active(0, SLACK // REQUEST)
+    rig.board.set_busy(0, SLACK // REQUEST)
     assert rig.ask(of_session(None)) is SERVE
-    rig.board.set_active(0, SLACK // REQUEST + 1)
+    rig.board.set_busy(0, SLACK // REQUEST + 1)
     assert isinstance(rig.ask(of_session(None)), HandOver) == (balance == "least-connections")
     assert rig.ask(of_session(OWN)) is SERVE
 

@@ -14,16 +14,16 @@ import socket, types
 import gevent
 from gevent.pool import Pool
 from gunicorn_sticky.shared.board import Board, {phase} as PHASE
-from gunicorn_sticky.shared.channel import Channel, Parcel
+from gunicorn_sticky.shared.channel import Channel, ConnectionInfo
 from gunicorn_sticky.workers.gevent_inbox import Inbox, InboxServer
 
 ours, theirs = socket.socketpair()
 channel, board = Channel(), Board()
 board.phase = PHASE
-assert channel.send(theirs.fileno(), Parcel("", "", "key")) is None
+assert channel.send(theirs.fileno(), ConnectionInfo("", "", "key")) is None
 theirs.close()
-seat = types.SimpleNamespace(board=board, is_taker=lambda: True)
-server = InboxServer(Inbox(channel), seat, 1.0, handle=lambda client, parcel: client.sendall(b"served"), spawn=Pool(1))
+seat = types.SimpleNamespace(board=board, is_active=lambda: True)
+server = InboxServer(Inbox(channel), seat, 1.0, handle=lambda client, info: client.sendall(b"served"), spawn=Pool(1))
 server.start()
 server.do_handle(*server.do_read())
 server.close()

@@ -73,7 +73,7 @@ def trouble(server: Server) -> None:
 def visited(*servers: Server) -> Iterator[dict[Server, set[int]]]:
     """Let a client of each server come all the time; yields the pids that answer them.
 
-    Fails if more of their requests fail than `trouble` explains, which kills two processes.
+    Fails if more of their requests fail than `trouble` traces, which kills two processes.
     """
     done, failures = threading.Event(), []
     answered: dict[Server, set[int]] = {server: set() for server in servers}

@@ -137,7 +137,7 @@ def board() -> MasterBoard:
     board.slots = board.count = 3
     for slot in range(3):
         board.take(slot * SEATS, slot + 1, slot + 1)
-        board.shared().claim(slot, slot * SEATS)
+        board.shared().activate(slot, slot * SEATS)
     board.restore()
     return board
 
@@ -145,13 +145,13 @@ def board() -> MasterBoard:
 def says(board: Board) -> list[object]:
     """Return all that a board says."""
     return [
-        board.in_charge,
+        board.is_active_master,
         board.slots,
         board.count,
         board.phase,
         board.owners(),
         [board.seat_of(owner) for owner in range(1, 5)],
-        [(board.taker(slot), board.is_open(slot)) for slot in range(3)],
+        [(board.active_seat(slot), board.is_open(slot)) for slot in range(3)],
         [board.is_booting(seat) for seat in range(3 * SEATS)],
     ]
 
@@ -187,25 +187,25 @@ def test_whatever_stands_on_a_board_can_be_read(board: MasterBoard, name: str):
         assert seen.count <= MAX_SLOTS
         assert len(seen.owners()) <= MAX_SLOTS * SEATS
         for slot in range(MAX_SLOTS):
-            assert seen.taker(slot) in {-1, *range(slot * SEATS, (slot + 1) * SEATS)}
+            assert seen.active_seat(slot) in {-1, *range(slot * SEATS, (slot + 1) * SEATS)}
             assert seen.is_open(slot) in (True, False)
             assert 0 <= seen.load(slot) <= 8 * MOST
             seen.give(slot, REQUEST)
-        seen.claim(0, 1)
+        seen.activate(0, 1)
         seen.clear()
         assert not any(seen.owners())
-    assert shared.in_charge != shared.other().in_charge
+    assert shared.is_active_master != shared.other().is_active_master
     MasterBoard(board.fd, 1)
 
 
 @pytest.mark.parametrize("half", [0, 1])
 def test_of_two_masters_one_is_in_charge(board: MasterBoard, half: int):
     both = [board, MasterBoard(board.fd, 1)]
-    both[half].take_charge()
-    assert [one.in_charge for one in both] == [half == 0, half == 1]
+    both[half].become_active_master()
+    assert [one.is_active_master for one in both] == [half == 0, half == 1]
     overwrite(board.fd, GARBAGE["random"])
-    assert [one.in_charge for one in both] == [half == 0, half == 1]
-    assert board.shared().in_charge == (half == 0)
+    assert [one.is_active_master for one in both] == [half == 0, half == 1]
+    assert board.shared().is_active_master == (half == 0)
 
 
 def test_a_board_says_what_workers_have_said(board: MasterBoard):
@@ -213,20 +213,20 @@ def test_a_board_says_what_workers_have_said(board: MasterBoard):
     shared = board.shared()
     board.take(1, 10, 10)
     assert board.is_booting(1)
-    assert (board.taker(0), board.is_open(0)) == (0, True)
-    shared.claim(0, 1)
-    assert (board.taker(0), board.is_open(0), board.is_booting(1)) == (1, True, False)
-    shared.claim(0, 0)  # too late
-    assert board.taker(0) == 1
+    assert (board.active_seat(0), board.is_open(0)) == (0, True)
+    shared.activate(0, 1)
+    assert (board.active_seat(0), board.is_open(0), board.is_booting(1)) == (1, True, False)
+    shared.activate(0, 0)  # too late
+    assert board.active_seat(0) == 1
     shared.close(1)
-    assert (board.taker(0), board.is_open(0)) == (1, False)
+    assert (board.active_seat(0), board.is_open(0)) == (1, False)
     board.leave(1)
     board.take(1, 11, 11)
     assert board.is_booting(1)
-    shared.claim(0, 1)
+    shared.activate(0, 1)
     assert board.is_open(0)
-    board.dismiss(0)
-    assert board.taker(0) == shared.taker(0) == -1
+    board.deactivate(0)
+    assert board.active_seat(0) == shared.active_seat(0) == -1
     for phase in (STOPPING, STOPPED, RUNNING):
         board.phase = phase
         assert shared.phase == phase
@@ -237,10 +237,10 @@ def test_a_board_says_what_workers_have_said(board: MasterBoard):
 def test_a_worker_that_has_claimed_its_slot_and_is_gone_is_not_followed_by_its_predecessor(board: MasterBoard):
     """The predecessor has seen the claim, and takes no more connections."""
     board.take(1, 10, 10)
-    board.shared().claim(0, 1)
+    board.shared().activate(0, 1)
     board.leave(1)
     board.restore()
-    assert board.taker(0) == board.shared().taker(0) == 1
+    assert board.active_seat(0) == board.shared().active_seat(0) == 1
 
 
 # --- the figures ---
@@ -252,7 +252,7 @@ def test_loads_that_have_been_overwritten_begin_anew(board: MasterBoard):
         overwrite(board.fd, garbage, start=8)
         board.restore()
         for slot in range(3):
-            shared.set_active(slot * SEATS, 0)
+            shared.set_busy(slot * SEATS, 0)
         for _ in range(30):
             least = min(range(3), key=shared.load)
             shared.give(least * SEATS, REQUEST)

@@ -27,7 +27,7 @@ class Rig:
             board.slots = board.count = SLOTS
             for slot in range(SLOTS):
                 board.take(slot * SEATS, first + slot, 1 + slot)
-                board.claim(slot, slot * SEATS)
+                board.activate(slot, slot * SEATS)
         slots, seats, others = ([Channel() for _ in range(count)] for count in (SLOTS, SLOTS * SEATS, SEATS))
         self.channels = Channels(slots, seats, others, Channel())
         self.route = SessionRoute(self.channels, bytes(16), Affinity(by="session"), self.board, self.other)
@@ -64,7 +64,7 @@ def rig() -> Iterator[Rig]:
 )
 def test_sessions_of_both_masters(key: Key, in_charge: str, otherwise: str, rig: Rig):
     assert rig.goes_to(key) == in_charge
-    rig.other.take_charge()
+    rig.other.become_active_master()
     assert rig.goes_to(key) == otherwise
     rig.other.phase = STOPPING
     assert rig.goes_to(key) == in_charge  # nobody takes it back
@@ -77,7 +77,7 @@ def test_the_channels_of_a_master_lead_to_nobody_once_another_one_has_its_half(r
     successor = rig.board.other()
     successor.slots = SLOTS
     successor.take(0, 11, 1)
-    successor.claim(0, 0)
+    successor.activate(0, 0)
     assert rig.goes_to(Owner(11)) == "slots"
     assert list(rig.route.halves[1].deserted()) == rig.channels.others
 
@@ -89,7 +89,7 @@ def test_seats_of_nobody_and_of_workers_without_sessions(rig: Rig):
     assert seats[0] in half.deserted()
     rig.board.take(0, 3, 3)
     assert seats[0] in half.deserted()
-    rig.board.claim(0, 0)
+    rig.board.activate(0, 0)
     assert seats[0] not in half.deserted()
     rig.board.close(0)
     assert seats[0] not in half.deserted()
@@ -103,10 +103,10 @@ def test_what_is_left_of_a_dead_master_does_not_write_on_the_next_ones_half(rig:
     assert new.changes > changes
     new.phase, new.slots = STARTING, SLOTS
     new.take(0, 21, 1)
-    new.claim(0, 0)
-    left.claim(0, 1)
+    new.activate(0, 0)
+    left.activate(0, 1)
     left.close(0)
-    assert new.taker(0) == 0
+    assert new.active_seat(0) == 0
     assert new.is_open(0)
     assert new.goes_on
 
@@ -114,5 +114,5 @@ def test_what_is_left_of_a_dead_master_does_not_write_on_the_next_ones_half(rig:
 def test_a_board_is_clear_for_the_other_master():
     board = Board()
     assert board.goes_on
-    assert board.in_charge
+    assert board.is_active_master
     assert not board.other().goes_on

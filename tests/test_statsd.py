@@ -264,7 +264,7 @@ class Rig:
         self.board.slots = self.board.count = 2
         for slot in range(2):
             self.board.take(slot * SEATS, slot + 1, slot + 1)
-            self.board.claim(slot, slot * SEATS)
+            self.board.activate(slot, slot * SEATS)
             self.figures.worker(slot * SEATS)[figures.PID] = os.getpid()
         self.figures.master()[figures.DISPATCHERS_MADE] = 1
         figures.begin(self.figures.dispatcher(0), gauges=3)
@@ -308,7 +308,7 @@ def test_cpu_time_begins_anew_with_a_process(rig: Rig):
 
 
 def test_who_is_not_in_charge_tells_no_gauges(rig: Rig):
-    rig.board.other().take_charge()
+    rig.board.other().become_active_master()
     rig.figures.worker(0)[figures.REQUESTS] = 5
     rig.reporter.report()
     sent = list(rig.log.sent)

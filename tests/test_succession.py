@@ -29,15 +29,15 @@ class Masters:
     def boot(self, slots: int = SLOTS) -> None:
         for slot in range(slots):
             self.new_board.take(slot * SEATS, 11 + slot, 1 + slot)
-            self.new_board.claim(slot, slot * SEATS)
+            self.new_board.activate(slot, slot * SEATS)
 
     def settle(self, now: float = 0.0) -> tuple[bool, bool]:
         """Let both look, and return which of them has become active."""
         return self.old.settle(now, True, False, SLOTS), self.new.settle(now, True, True, SLOTS)
 
     def active(self) -> str:
-        assert self.board.in_charge != self.new_board.in_charge
-        return "old" if self.board.in_charge else "new"
+        assert self.board.is_active_master != self.new_board.is_active_master
+        return "old" if self.board.is_active_master else "new"
 
 
 @pytest.fixture

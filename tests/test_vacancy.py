@@ -39,7 +39,7 @@ def test_the_clock_begins_anew_when_a_worker_is_ready(board: Board):
     for _ in range(5):
         vacancies.look(SLOT, 1.0)
     board.take(SEAT, 5, 1)
-    board.claim(SLOT, SEAT)
+    board.activate(SLOT, SEAT)
     assert vacancies.look(SLOT, 1.0) == (0.0, False)
     board.leave(SEAT)
     assert vacancies.look(SLOT, 1.0) == (0.0, False)
@@ -59,6 +59,6 @@ def test_a_worker_that_boots_elsewhere_counts_for_nothing(board: Board):
     vacancies = Vacancies(board)
     board.take(0, 5, 1)
     board.take(SEAT, 6, 2)
-    board.claim(SLOT, SEAT)
+    board.activate(SLOT, SEAT)
     board.close(SEAT)  # it drains
     assert [vacancies.look(SLOT, 1.0) for _ in range(3)] == [(0.0, False), (1.0, False), (2.0, False)]

@@ -42,7 +42,7 @@ from .slot_log import SlotLog
 from .succession import Succession
 
 if TYPE_CHECKING:
-    from .upgrade import Legacy
+    from .upgrade import Inheritance
 
 #: Seconds after which a dispatcher or status server hangs that shows no life, if Gunicorn's `timeout` is 0.
 HUNG = 30.0
@@ -107,27 +107,27 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         # Imported here: they need Linux.
         from ..broadcast.cluster import Cluster
         from ..shared.channel import Channel
-        from .upgrade import VARIABLE, Legacy
+        from .upgrade import VARIABLE, Inheritance
 
-        legacy = Legacy.received(os.environ.pop(VARIABLE, None))
-        self._secret = legacy.secret if legacy else os.urandom(SECRET_SIZE)
+        inherited = Inheritance.received(os.environ.pop(VARIABLE, None))
+        self._secret = inherited.secret if inherited else os.urandom(SECRET_SIZE)
         #: By slot. They are kept when the slot goes: what is in them is routed anew.
         self._channels: list[Any] = []
         #: By session, by seat, see board.py; also those of the other master, while there is one.
-        self._seat_channels: list[Any] = legacy.new_seat_channels if legacy else []
-        self._other_seat_channels: list[Any] = legacy.seat_channels if legacy else []
+        self._seat_channels: list[Any] = inherited.new_seat_channels if inherited else []
+        self._other_seat_channels: list[Any] = inherited.seat_channels if inherited else []
         #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
-        self._returns = legacy.returns if legacy else Channel()
-        self._board = legacy.board if legacy else MasterBoard()
+        self._returns = inherited.returns if inherited else Channel()
+        self._board = inherited.board if inherited else MasterBoard()
         #: The same, as the other processes see it.
         self._shared_board = self._board.shared()
         self._succession = Succession(self._board)
         self._crew = Crew(self._board, lambda: self.WORKERS.values())
-        self._cluster = legacy.cluster if legacy else Cluster()
-        self._cluster_socket = legacy.cluster_socket if legacy else None
-        self._status_socket = legacy.status_socket if legacy else None
+        self._cluster = inherited.cluster if inherited else Cluster()
+        self._cluster_socket = inherited.cluster_socket if inherited else None
+        self._status_socket = inherited.status_socket if inherited else None
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
-        self._first_owner = legacy.owner if legacy else secrets.randbelow(OWNERS)
+        self._first_owner = inherited.owner if inherited else secrets.randbelow(OWNERS)
         self._figures = Figures()
         self._own_row = Row(self._figures.master())
         #: The rows of the slots.
@@ -210,16 +210,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             before.close()
 
     def _open_cluster_socket(self) -> None:
-        from ..broadcast.join_socket import ClusterSocket
+        from ..broadcast.join_socket import JoinSocket
 
         path, before = self.cfg.sticky_cluster_socket, self._cluster_socket
         path = path and os.path.abspath(path)
         if path == (before and before.path):
             return
         upgrading = "GUNICORN_PID" in os.environ  # from another version, or it would have been inherited
-        self._cluster_socket = (
-            ClusterSocket(path, uid=self.cfg.uid, gid=self.cfg.gid, replace=upgrading) if path else None
-        )
+        self._cluster_socket = JoinSocket(path, uid=self.cfg.uid, gid=self.cfg.gid, replace=upgrading) if path else None
         if before:
             before.remove()
 
@@ -311,7 +309,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self._spawn_worker(slot)
         self._manage_dispatcher()
         self._dismiss_workers()
-        self._manage_charge()
+        self._settle_succession()
         self._manage_status_server()
         self._report()
         self._look_at_slots()
@@ -379,7 +377,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             removed=self._channels[count:],
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or math.inf,
-            lane_size=self.cfg.backlog,
+            backlog=self.cfg.backlog,
             figures=row,
         )
 
@@ -393,12 +391,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     # --- the status server ---
 
     def _manage_status_server(self) -> None:
-        """Have one status server, if it is wanted. Of two masters it is the one in charge that has it."""
+        """Have one status server, if it is wanted. Of two masters it is the active one that has it."""
         if self.cfg.sticky_status and not self._status_socket and not self.master_pid:
             with contextlib.suppress(OSError):
                 self._open_status_socket()
         wanted = (self.cfg, self._status_socket)
-        self._status_servers.keep(wanted if self._status_socket and self._board.in_charge else None)
+        self._status_servers.keep(wanted if self._status_socket and self._board.is_active_master else None)
 
     def _new_status_server(self, made_for: tuple[Any, StatusSocket]) -> Body:
         parent, own = os.getpid(), made_for[1]
@@ -444,7 +442,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._crew.ended(before[pid])
         self._crew.vacate()
         self._look_at_slots()
-        self._manage_charge()
+        self._settle_succession()
         if self._board.phase == RUNNING:
             self._dismiss_workers()
             if self._channels and not self._dispatchers.in_service:
@@ -479,7 +477,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for children in (self._dispatchers, self._status_servers):
             if (due := children.due()) > 0:
                 timeout = min(timeout, due)
-        if not self._board.in_charge or not self._slot_log.is_settled():
+        if not self._board.is_active_master or not self._slot_log.is_settled():
             timeout = min(timeout, POLL)
         return super().wait_for_signals(timeout)
 
@@ -510,8 +508,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._board.phase = STOPPING if graceful else STOPPED
         if self.master_pid:
             self._succession.resign()
-        # Only the master in charge shows its end.
-        self._status_servers.retire(0 if self._board.in_charge else signal.SIGTERM)
+        # Only the active master shows its end.
+        self._status_servers.retire(0 if self._board.is_active_master else signal.SIGTERM)
         self._dispatchers.retire(signal.SIGTERM if graceful else signal.SIGQUIT)
         self._reap_children()
         super().stop(graceful)
@@ -535,7 +533,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
         with contextlib.ExitStack() as stack:
             try:
-                self.cfg.env_orig[VARIABLE] = stack.enter_context(self._new_legacy().inheritable())
+                self.cfg.env_orig[VARIABLE] = stack.enter_context(self._new_inheritance().inheritable())
             except OSError as error:
                 self.log.error("USR2 signal ignored: %s (setting: ulimit -n)", error.strerror)
                 return
@@ -547,14 +545,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.log.exception("Exception in the new master")
                 os._exit(1)  # or it would stop the workers, which are its parent's
 
-    def _new_legacy(self) -> Legacy:
+    def _new_inheritance(self) -> Inheritance:
         """Return what a new master is to be given.
 
         Raises:
             OSError: the limit of open files leaves no room for it
         """
         from ..shared.channel import Channel
-        from .upgrade import Legacy
+        from .upgrade import Inheritance
 
         needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._seat_channels) + configuration.SPARE_FILES
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -563,7 +561,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         # Made here, so that each master knows the way to the other one's workers.
         self._other_seat_channels = [Channel() for _ in self._seat_channels]
         self._succession.expect(time.monotonic())
-        return Legacy(
+        return Inheritance(
             secret=self._secret,
             board=self._board,
             owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
@@ -579,7 +577,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Tell whether there is another master: the one that started this one, or one that this one has started."""
         return bool(self.master_pid or self.reexec_pid)
 
-    def _manage_charge(self) -> None:
+    def _settle_succession(self) -> None:
         """Let one of two masters accept, or the one that is left."""
         has_other = self._has_other()
         if not has_other:
@@ -605,7 +603,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             stale.unlink()
         super().maybe_promote_master()
         if before and not self.master_pid:
-            self._manage_charge()
+            self._settle_succession()
             self._start_control_server()
 
     def _start_control_server(self) -> None:

@@ -83,7 +83,7 @@ class Crew:
         """Tell whether a worker takes its slot's connections, or boots and is the newest there."""
         if self._board.is_booting(worker.seat):
             return worker is self.of(worker.slot)[-1]
-        return self._board.taker(worker.slot) == worker.seat
+        return self._board.active_seat(worker.slot) == worker.seat
 
     def superfluous(self, count: int) -> list[Worker]:
         """Return whom to dismiss, where there are `count` slots: whose slot has another worker, or is no more."""
@@ -92,7 +92,7 @@ class Crew:
             if not worker.alive:
                 continue
             if worker.slot >= count:
-                self._board.dismiss(worker.slot)
+                self._board.deactivate(worker.slot)
             elif self.is_wanted(worker):
                 continue
             found.append(worker)
@@ -105,9 +105,9 @@ class Crew:
         for seat in range(slot * SEATS, (slot + 1) * SEATS):
             if not owners[seat]:
                 return Place(seat, None)
-        taker = self._board.taker(slot)
+        active = self._board.active_seat(slot)
         # Prefer a worker that boots: it serves nobody yet, and the slot's clients are at the one that takes them.
-        victim = min(self.of(slot), key=lambda w: (w.seat == taker, not self._board.is_booting(w.seat), w.age))
+        victim = min(self.of(slot), key=lambda w: (w.seat == active, not self._board.is_booting(w.seat), w.age))
         return Place(victim.seat, victim)
 
     def vacate(self) -> None:

@@ -41,7 +41,7 @@ class Succession:
     def resign(self) -> None:
         """Let the other master accept connections, if it goes on."""
         if self.other.goes_on:
-            self.other.take_charge()
+            self.other.become_active_master()
 
     def is_alone(self) -> None:
         """Note that there is no other master (any more)."""
@@ -62,11 +62,11 @@ class Succession:
         board, other = self._board, self.other
         if has_other and other.phase == STARTING and now > self._show_up:
             other.phase = STOPPED
-        if board.in_charge:
+        if board.is_active_master:
             return False
         if has_other:
             is_ready = is_new and all(board.is_open(slot) for slot in range(slots))
             if board.phase != RUNNING or (other.goes_on and not is_ready):
                 return False
-        board.take_charge()
+        board.become_active_master()
         return board.phase == RUNNING

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .._version import __version__
 from ..broadcast.cluster import Cluster
-from ..broadcast.join_socket import ClusterSocket
+from ..broadcast.join_socket import JoinSocket
 from ..shared.board import MasterBoard
 from ..shared.channel import Channel
 from ..status.listener import StatusSocket
@@ -28,7 +28,7 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_
 
 
 @dataclass(frozen=True)
-class Legacy:
+class Inheritance:
     """What the two masters share, so that one's clients are not lost on the other."""
 
     #: The hash's key, see routing/hashing.py.
@@ -41,7 +41,7 @@ class Legacy:
     seat_channels: list[Channel]
     new_seat_channels: list[Channel]
     cluster: Cluster
-    cluster_socket: ClusterSocket | None
+    cluster_socket: JoinSocket | None
     status_socket: StatusSocket | None
 
     @contextlib.contextmanager
@@ -59,8 +59,8 @@ class Legacy:
             status = self.status_socket.address, self.status_socket.fileno()
             fds.append(status[1])
         board = self.board.fd, self.board.half
-        legacy = [fds, self.secret.hex(), board, self.owner, returns, ends, self.cluster.fds(), entrance, status]
-        memory = _sealed(json.dumps(legacy).encode())
+        inherited = [fds, self.secret.hex(), board, self.owner, returns, ends, self.cluster.fds(), entrance, status]
+        memory = _sealed(json.dumps(inherited).encode())
         fds.append(memory)
         try:
             for fd in fds:
@@ -72,7 +72,7 @@ class Legacy:
                 os.set_inheritable(fd, False)
 
     @classmethod
-    def received(cls, text: str | None) -> Legacy | None:
+    def received(cls, text: str | None) -> Inheritance | None:
         """Return what this master was given, if it was started by one of the same version."""
         if not text:
             return None
@@ -95,7 +95,7 @@ class Legacy:
             seat_channels=seat_channels,
             new_seat_channels=new_seat_channels,
             cluster=Cluster((rings, doorbell)),
-            cluster_socket=ClusterSocket(*entrance) if entrance else None,
+            cluster_socket=JoinSocket(*entrance) if entrance else None,
             status_socket=StatusSocket(*status) if status else None,
         )
 

@@ -11,7 +11,7 @@ from gevent.server import StreamServer
 from gevent.socket import wait_read
 
 from .cluster import Cluster, Listener
-from .join_socket import ClusterSocket
+from .join_socket import JoinSocket
 
 #: Seconds after which hearing lets the rest of the process run.
 TURN = 0.005
@@ -38,7 +38,7 @@ def _messages(listener: Listener) -> Iterator[bytes]:
             wait_read(listener.fileno())
 
 
-def serve(entrance: ClusterSocket, cluster: Cluster) -> StreamServer:
+def serve(entrance: JoinSocket, cluster: Cluster) -> StreamServer:
     """Let programs join, for as long as this process lives, and return the server that does."""
 
     def admit(client: Any, address: Any) -> None:

@@ -21,7 +21,7 @@ _CREDENTIALS_SIZE = 12
 _GREETING = f"gunicorn_sticky {__version__}".encode()
 
 
-class ClusterSocket:
+class JoinSocket:
     """The listening socket.
 
     Args:

@@ -28,7 +28,7 @@ class Channels:
     seats: Sequence[Channel]
     #: The same of the other master, as far as they are known.
     others: Sequence[Channel]
-    #: Leads to the dispatcher in charge.
+    #: Leads to the dispatcher of the active master.
     returns: Channel
 
 
@@ -96,7 +96,7 @@ class SessionRoute:
                 channel = half.channel(key)
                 if channel is not None:
                     return channel
-        if not self._board.in_charge and self.halves[1].board.goes_on:
+        if not self._board.is_active_master and self.halves[1].board.goes_on:
             return self._channels.returns  # new sessions are the other master's, and it may know the way to others
         return self._channels.slots[self._choose(key)]
 

@@ -5,7 +5,7 @@ configuration, one set of listeners and one number of slots: when any of them ch
 and tells this one to drain.
 
     accept ──▶ by address ─────────────────────────────▶ key ─▶ slot ─▶ channel ─▶ worker
-          └──▶ by header: peek until the head shows it ─┘  │                └─ full: wait in a lane, retry
+          └──▶ by header: peek until the head shows it ─┘  │                └─ full: wait in a queue, retry
                                                            └─ bad: answer, linger
 
 Rules:
@@ -29,7 +29,7 @@ from typing import Any
 from ..routing.affinity import Affinity, reader
 from ..routing.key import IP, peer_key
 from ..shared.board import RUNNING, Board
-from ..shared.channel import Channel, Parcel
+from ..shared.channel import Channel, ConnectionInfo
 from ..shared.figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, Row
 from ..shared.limited_log import LimitedLog
 from ..shared.refusals import FULL_WORKER, NO_WORKER, Refusal
@@ -37,7 +37,7 @@ from ..shared.unpatched import BareSocket, sleep
 from .balancing import Channels, HashRoute, SessionRoute
 from .lingering import Lingering
 from .peeking import Peeking
-from .pending import Lanes
+from .pending import Pending
 from .poller import READABLE, Events, Handler
 from .vacancies import Vacancies
 
@@ -45,7 +45,7 @@ from .vacancies import Vacancies
 ACCEPT_BATCH = 64
 #: Seconds between two looks at the parent process and two heartbeats.
 TICK = 1.0
-#: Seconds between two looks at the board, while another master is in charge.
+#: Seconds between two looks at the board, while another master is active.
 ALERT = 0.1
 #: Seconds until something that was full is tried again: a channel, or the table of open files.
 RETRY = 0.01
@@ -83,7 +83,7 @@ class Plan:
     #: one boots.
     slot_timeout: float
     #: Number of connections that a full channel may hold up.
-    lane_size: int
+    backlog: int
     #: The dispatcher's row, see figures.py.
     figures: Row
 
@@ -135,7 +135,7 @@ class Dispatcher:
             self._limited,
             plan.figures,
         )
-        self._lanes = Lanes(plan.lane_size, plan.slot_timeout, self._refuse_waiting, self._limited)
+        self._pending = Pending(plan.backlog, plan.slot_timeout, self._refuse_waiting, self._limited)
         self._resume_at: float | None = None
 
     # --- the loop ---
@@ -158,7 +158,7 @@ class Dispatcher:
                 continue
             if self._may_accept() != self._accepting:
                 if self._is_orphan():
-                    return  # it must not mistake the charge of another new master for its own
+                    return  # it must not take another new master for its own, once that is active
                 self._turn(not self._accepting)
             self._events.wait(self._patience())
             now = time.monotonic()
@@ -179,7 +179,7 @@ class Dispatcher:
 
     def _measure(self) -> None:
         figures = self._figures
-        figures[PEEKING], figures[FULL], figures[HELD] = len(self._peeking), len(self._lanes), self._lanes.held()
+        figures[PEEKING], figures[FULL], figures[HELD] = len(self._peeking), len(self._pending), self._pending.held()
         figures.show()
 
     def _is_orphan(self) -> bool:
@@ -214,22 +214,22 @@ class Dispatcher:
         if not self._draining or not self._idle():
             return False
         board = self.plan.board
-        if board.phase == RUNNING or not board.in_charge:
+        if board.phase == RUNNING or not board.is_active_master:
             return True
         if self.plan.other.goes_on:
-            return False  # until it takes charge
+            return False  # until it is active
         # Nobody comes after this one.
         return not self._reroute(self.plan.channels.returns, HANDED_BACK) and self._idle()
 
     def _idle(self) -> bool:
-        return not (self._peeking or self._lingering or self._lanes)
+        return not (self._peeking or self._lingering or self._pending)
 
     def _patience(self) -> float:
         """Return the seconds until something has to be done in any case."""
         wait = TICK
-        if self._lanes:
+        if self._pending:
             wait = RETRY
-        elif self._draining or not self.plan.board.in_charge:
+        elif self._draining or not self.plan.board.is_active_master:
             wait = ALERT
         for due in (self._resume_at, self._peeking.deadline(), self._lingering.deadline()):
             if due is not None:
@@ -240,7 +240,7 @@ class Dispatcher:
         """Do what is due."""
         self._peeking.expire(now)
         self._lingering.expire(now)
-        self._lanes.advance(now)
+        self._pending.advance(now)
         if self._resume_at is not None and self._resume_at <= now:
             self._resume_at = None
 
@@ -249,11 +249,11 @@ class Dispatcher:
     def _may_accept(self) -> bool:
         """Tell whether connections may be accepted now. What is not stays in the kernel's backlog."""
         board = self.plan.board
-        if self._resume_at is not None or not board.in_charge:
+        if self._resume_at is not None or not board.is_active_master:
             return False
         if self._draining:  # without listeners
             return board.phase != RUNNING and self.plan.other.goes_on
-        return not self._lanes.block(self.plan.channels.slots)
+        return not self._pending.block(self.plan.channels.slots)
 
     def _turn(self, on: bool) -> None:
         """Begin to accept, or stop it. Whoever accepts also routes what workers hand back."""
@@ -268,7 +268,7 @@ class Dispatcher:
                 self._events.unwatch(fd)
 
     def _accept(self, listener: _Listener) -> None:
-        if not self.plan.board.in_charge:
+        if not self.plan.board.is_active_master:
             return  # since a moment ago
         family = listener.socket.family
         prefix, figures = self.plan.affinity.ipv6_prefix, self._figures
@@ -287,7 +287,7 @@ class Dispatcher:
                 self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), listener.name, address)
             else:
                 figures[BY + IP] += 1
-                self._dispatch(fd, Parcel(listener.name, address, peer_key(address, prefix)))
+                self._dispatch(fd, ConnectionInfo(listener.name, address, peer_key(address, prefix)))
 
     def _make_room(self, error: OSError) -> None:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""
@@ -298,20 +298,20 @@ class Dispatcher:
 
     # --- to the worker ---
 
-    def _dispatch(self, fd: int, parcel: Parcel) -> None:
+    def _dispatch(self, fd: int, info: ConnectionInfo) -> None:
         """Pass a new connection on, and close it here."""
-        self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
+        self._pending.pass_on(self._route.channel(info.key), fd, info)
 
-    def _dispatch_again(self, fd: int, parcel: Parcel, counter: int) -> None:
+    def _dispatch_again(self, fd: int, info: ConnectionInfo, counter: int) -> None:
         """Pass on a connection that was dispatched before; `counter` is where that counts."""
         self._figures[counter] += 1
-        self._lanes.pass_on(self._route.channel(parcel.key), fd, parcel)
+        self._pending.pass_on(self._route.channel(info.key), fd, info)
 
-    def _refuse_waiting(self, fd: int, parcel: Parcel) -> None:
-        self._refuse(fd, parcel, FULL_WORKER)
+    def _refuse_waiting(self, fd: int, info: ConnectionInfo) -> None:
+        self._refuse(fd, info, FULL_WORKER)
 
-    def _refuse(self, fd: int, parcel: Parcel, refusal: Refusal) -> None:
-        self._lingering.refuse(BareSocket(fileno=fd), parcel.address, refusal)
+    def _refuse(self, fd: int, info: ConnectionInfo, refusal: Refusal) -> None:
+        self._lingering.refuse(BareSocket(fileno=fd), info.address, refusal)
 
     def _empty_vacant(self, elapsed: float) -> None:
         """Refuse what waits for a slot that has had no worker for too long, except while one boots.
@@ -322,7 +322,7 @@ class Dispatcher:
         for slot, channel in enumerate(self.plan.channels.slots):
             waited, boots = self._vacancies.look(slot, elapsed)
             if boots:
-                self._lanes.prolong(channel, elapsed)
+                self._pending.prolong(channel, elapsed)
             elif waited >= self.plan.slot_timeout:
                 refusal = NO_WORKER.because(seconds=self.plan.slot_timeout)
                 with contextlib.suppress(OSError):  # no descriptors left: next time, maybe
@@ -333,7 +333,7 @@ class Dispatcher:
         self._reroute(channel, MOVED)
 
     def _take_back(self, _events: int) -> None:
-        if self.plan.board.in_charge:  # still
+        if self.plan.board.is_active_master:  # still
             self._reroute(self.plan.channels.returns, HANDED_BACK)
 
     def _reroute(self, channel: Channel, counter: int) -> bool:
@@ -370,5 +370,5 @@ class Dispatcher:
             for channel in half.deserted():
                 for _ in range(0, channel.queued(), ACCEPT_BATCH):
                     self._reroute(channel, MOVED)
-                for fd, parcel in self._lanes.clear(channel):
-                    self._dispatch_again(fd, parcel, MOVED)
+                for fd, info in self._pending.clear(channel):
+                    self._dispatch_again(fd, info, MOVED)

@@ -15,7 +15,7 @@ from typing import Any
 from ..routing.affinity import Missing, Reader
 from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.proxy_protocol import Malformed
-from ..shared.channel import Parcel
+from ..shared.channel import ConnectionInfo
 from ..shared.figures import BY, Row
 from ..shared.limited_log import LimitedLog
 from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_MANY, TOO_SLOW, Refusal, name
@@ -51,7 +51,7 @@ class Peeking:
     Args:
         reader: finds the key
         patience: seconds for a connection to show it
-        dispatch: called with the descriptor of a connection and its parcel
+        dispatch: called with the descriptor of a connection and its info
         lingering: refuses
         figures: the dispatcher's row, see figures.py
     """
@@ -60,7 +60,7 @@ class Peeking:
         self,
         reader: Reader,
         patience: float,
-        dispatch: Callable[[int, Parcel], None],
+        dispatch: Callable[[int, ConnectionInfo], None],
         events: Events,
         lingering: Lingering,
         log: LimitedLog,
@@ -134,7 +134,7 @@ class Peeking:
             self._go_on(_Waiting(connection, listener, address, head, size, looked=size), error)
         else:
             self._figures[BY + self._reader.source] += 1
-            self._dispatch(connection.detach(), Parcel(listener, address, key))
+            self._dispatch(connection.detach(), ConnectionInfo(listener, address, key))
 
     def _look(self, waiting: _Waiting, events: int) -> None:
         """Look at a connection again."""
@@ -159,7 +159,7 @@ class Peeking:
             return
         self._forget(waiting)
         self._figures[BY + self._reader.source] += 1
-        self._dispatch(waiting.connection.detach(), Parcel(waiting.listener, waiting.address, key))
+        self._dispatch(waiting.connection.detach(), ConnectionInfo(waiting.listener, waiting.address, key))
 
     def _go_on(self, waiting: _Waiting, error: Exception) -> None:
         """Keep, refuse or close a connection whose bytes have given no key, but an error."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..shared.figures import PID
 from .loop import Dispatcher, Plan
-from .tracing import ExplainingDispatcher
+from .tracing import TracingDispatcher
 
 
 def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
@@ -23,8 +23,8 @@ def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     plan.figures[PID] = os.getpid()
-    explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)  # however that was configured
-    dispatcher = (ExplainingDispatcher if explains else Dispatcher)(plan, log, heartbeat)
+    traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)  # however that was configured
+    dispatcher = (TracingDispatcher if traces else Dispatcher)(plan, log, heartbeat)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     dispatcher.wake_by(reader)

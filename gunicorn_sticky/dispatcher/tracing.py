@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..routing.affinity import Affinity
 from ..routing.key import Key
 from ..shared.board import SEATS
-from ..shared.channel import Channel, Parcel
+from ..shared.channel import Channel, ConnectionInfo
 from ..shared.figures import HANDED_BACK, MOVED
 from ..shared.refusals import name
 from .balancing import Channels
@@ -33,19 +33,19 @@ def destination(affinity: Affinity, channels: Channels, channel: Channel, key: K
     return "the other master, which accepts connections now"
 
 
-class ExplainingDispatcher(Dispatcher):
+class TracingDispatcher(Dispatcher):
     """Does as a dispatcher does, and says so."""
 
-    def _dispatch(self, fd: int, parcel: Parcel) -> None:
-        self._pass_on(fd, parcel, f"key by {self._reader.origin(parcel.address)}")
+    def _dispatch(self, fd: int, info: ConnectionInfo) -> None:
+        self._pass_on(fd, info, f"key by {self._reader.origin(info.address)}")
 
-    def _dispatch_again(self, fd: int, parcel: Parcel, counter: int) -> None:
+    def _dispatch_again(self, fd: int, info: ConnectionInfo, counter: int) -> None:
         self._figures[counter] += 1
-        self._pass_on(fd, parcel, f"{_AGAIN[counter]}, key")
+        self._pass_on(fd, info, f"{_AGAIN[counter]}, key")
 
-    def _pass_on(self, fd: int, parcel: Parcel, how: str) -> None:
-        channel = self._route.channel(parcel.key)
-        where = destination(self.plan.affinity, self.plan.channels, channel, parcel.key)
+    def _pass_on(self, fd: int, info: ConnectionInfo, how: str) -> None:
+        channel = self._route.channel(info.key)
+        where = destination(self.plan.affinity, self.plan.channels, channel, info.key)
         # What clients can choose comes last, so that they cannot feign the rest.
-        self.log.debug("Connection from %s goes to %s; %s: %s", name(parcel.address), where, how, parcel.key)
-        self._lanes.pass_on(channel, fd, parcel)
+        self.log.debug("Connection from %s goes to %s; %s: %s", name(info.address), where, how, info.key)
+        self._pending.pass_on(channel, fd, info)

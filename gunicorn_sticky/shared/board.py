@@ -35,11 +35,11 @@ LAG = 4 * REQUEST
 #: More than anybody will have been given.
 _ENOUGH = 1 << 62
 
-# The first cell of all says which half is in charge. A half has a few cells of its own, a cell for each slot, with the
-# seat, plus one, of the worker that takes its connections, and a row for each seat.
-_SLOTS, _COUNT, _PHASE, _CHANGES, _GENERATION, _MOST, _TAKERS = range(7)
-_ROWS = _TAKERS + MAX_SLOTS
-_OWNER, _AGE, _STATE, _ACTIVE, _GIVEN, _ROW = range(6)
+# The first cell of all says which half is the active master's. A half has a few cells of its own, a cell for each slot,
+# with the seat, plus one, of its active worker: the one that takes its connections; and a row for each seat.
+_SLOTS, _COUNT, _PHASE, _CHANGES, _GENERATION, _MOST, _ACTIVE_SEATS = range(7)
+_ROWS = _ACTIVE_SEATS + MAX_SLOTS
+_OWNER, _AGE, _STATE, _BUSY, _GIVEN, _ROW = range(6)
 _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
 #: Bytes of the memory.
 SIZE = (1 + 2 * _HALF) * 8
@@ -99,11 +99,11 @@ class Board:
     # --- the masters (written by both) ---
 
     @property
-    def in_charge(self) -> bool:
+    def is_active_master(self) -> bool:
         """Whether it is this master that accepts connections, and not the other one, whatever the cell contains."""
         return min(self._all[0], 1) == self.half
 
-    def take_charge(self) -> None:
+    def become_active_master(self) -> None:
         """Let this master accept, and the other one not."""
         self._all[0] = self.half
 
@@ -152,7 +152,7 @@ class Board:
         row = _ROWS + seat * _ROW
         self._put(row + _AGE, age)
         self._put(row + _STATE, _BOOTING)
-        self._put(row + _ACTIVE, 0)
+        self._put(row + _BUSY, 0)
         self._put(row + _OWNER, owner)
         self._put(_CHANGES, self.changes + 1 & _TOP)
 
@@ -184,17 +184,17 @@ class Board:
 
     # --- what workers say ---
 
-    def claim(self, slot: int, seat: int) -> None:
+    def activate(self, slot: int, seat: int) -> None:
         """Take the connections of a slot from now on, and let its other workers take no more, unless one is newer."""
         if not self.is_current:
             return  # the master has died
-        row, taker = _ROWS + seat * _ROW, self.taker(slot)
-        rival = _ROWS + taker * _ROW
-        if taker >= 0 and self._cells[rival + _OWNER] and self._cells[rival + _AGE] > self._cells[row + _AGE]:
+        row, active = _ROWS + seat * _ROW, self.active_seat(slot)
+        rival = _ROWS + active * _ROW
+        if active >= 0 and self._cells[rival + _OWNER] and self._cells[rival + _AGE] > self._cells[row + _AGE]:
             self._cells[row + _STATE] = _LEFT
             return
         self._cells[row + _STATE] = _READY
-        self._cells[_TAKERS + slot] = seat + 1
+        self._cells[_ACTIVE_SEATS + slot] = seat + 1
 
     def close(self, seat: int) -> None:
         """Say that new sessions are not welcome any more."""
@@ -202,7 +202,7 @@ class Board:
             self._cells[_ROWS + seat * _ROW + _STATE] = _LEFT
 
     def is_booting(self, seat: int) -> bool:
-        """Tell whether a worker has not claimed its slot yet."""
+        """Tell whether a worker has not taken over its slot yet."""
         return self._state(seat) == _BOOTING
 
     def newcomer(self, slot: int) -> int:
@@ -213,26 +213,26 @@ class Board:
                 return owner
         return 0
 
-    def taker(self, slot: int) -> int:
+    def active_seat(self, slot: int) -> int:
         """Return the seat of the worker that takes a slot's connections, or -1 if there has been none."""
-        seat = self._cells[_TAKERS + slot] - 1
+        seat = self._cells[_ACTIVE_SEATS + slot] - 1
         return seat if seat // SEATS == slot else -1
 
-    def dismiss(self, slot: int) -> None:
+    def deactivate(self, slot: int) -> None:
         """Let nobody take a slot's connections (the arbiter does)."""
-        self._put(_TAKERS + slot, 0)
+        self._put(_ACTIVE_SEATS + slot, 0)
 
     def is_open(self, slot: int) -> bool:
         """Tell whether a slot has a worker that takes new sessions."""
-        taker = self.taker(slot)
-        return taker >= 0 and self._state(taker) == _READY
+        active = self.active_seat(slot)
+        return active >= 0 and self._state(active) == _READY
 
     def _state(self, seat: int) -> int:
         return self._cells[_ROWS + seat * _ROW + _STATE]
 
-    def set_active(self, seat: int, count: int) -> None:
+    def set_busy(self, seat: int, count: int) -> None:
         """Say how many connections have a request under way."""
-        self._cells[_ROWS + seat * _ROW + _ACTIVE] = count
+        self._cells[_ROWS + seat * _ROW + _BUSY] = count
 
     def give(self, seat: int, weight: int) -> None:
         """Count what a worker has been given, for `load`."""
@@ -253,10 +253,10 @@ class Board:
         That is what it is busy with, and what it has been given so far: between the first requests of a session nobody
         is busy.
         """
-        taker = self.taker(slot)
-        if taker < 0:
+        active = self.active_seat(slot)
+        if active < 0:
             return 0
-        return self._cells[_ROWS + taker * _ROW + _ACTIVE] * REQUEST + self._given(taker)
+        return self._cells[_ROWS + active * _ROW + _BUSY] * REQUEST + self._given(active)
 
     def _put(self, cell: int, value: int) -> None:
         self._cells[cell] = value
@@ -275,7 +275,7 @@ class MasterBoard(Board):
         # Another master may have had this half.
         kept[_PHASE], kept[_CHANGES], kept[_GENERATION] = RUNNING, self._cells[_CHANGES] + 1 & _TOP, self._generation
         self._cells[:] = self._masters = kept
-        self._charge = min(self._all[0], 1)
+        self._active_half = min(self._all[0], 1)
 
     def shared(self) -> Board:
         """Return this half as others are to see it."""
@@ -284,14 +284,14 @@ class MasterBoard(Board):
         return board
 
     @property
-    def in_charge(self) -> bool:
+    def is_active_master(self) -> bool:
         """Whether it is this master that accepts connections, and not the other one."""
-        charge = self._all[0]
-        if charge <= 1:
-            self._charge = charge
+        half = self._all[0]
+        if half <= 1:
+            self._active_half = half
         else:
-            self._all[0] = self._charge
-        return self._charge == self.half
+            self._all[0] = self._active_half
+        return self._active_half == self.half
 
     def restore(self) -> None:
         """Put right what others have written here."""
@@ -302,22 +302,22 @@ class MasterBoard(Board):
         for column in (_ROWS + _OWNER, _ROWS + _AGE):
             self._cells[column:end:_ROW] = self._masters[column:end:_ROW]
         for slot in range(slots):
-            self.taker(slot)
+            self.active_seat(slot)
             for seat in range(slot * SEATS, (slot + 1) * SEATS):
                 self._state(seat)
 
-    def taker(self, slot: int) -> int:
+    def active_seat(self, slot: int) -> int:
         """Return the seat of the worker that takes a slot's connections, or -1 if there has been none."""
-        seat, known = super().taker(slot), self._masters[_TAKERS + slot] - 1
+        seat, known = super().active_seat(slot), self._masters[_ACTIVE_SEATS + slot] - 1
         if seat >= 0 and (known < 0 or self._is_newer(seat, known)):
-            self._masters[_TAKERS + slot] = seat + 1
+            self._masters[_ACTIVE_SEATS + slot] = seat + 1
             return seat
         if seat != known:
-            self._cells[_TAKERS + slot] = known + 1
+            self._cells[_ACTIVE_SEATS + slot] = known + 1
         return known
 
     def _is_newer(self, seat: int, other: int) -> bool:
-        """Tell whether the worker in a seat may take over from the one in the other, see `claim`."""
+        """Tell whether the worker in a seat may take over from the one in the other, see `activate`."""
         row, rival = _ROWS + seat * _ROW, _ROWS + other * _ROW
         return not self._masters[rival + _OWNER] or self._masters[row + _AGE] > self._masters[rival + _AGE]
 

@@ -35,7 +35,6 @@ from .unpatched import BareSocket, close, dup, socketpair
 _KIND = SOCK_SEQPACKET | SOCK_NONBLOCK
 #: More than any message takes: a head of `head.MAX_HEAD` bytes and a read too many, two socket addresses, a key.
 _MESSAGE_SIZE = 128 * 1024
-_buffer = bytearray(_MESSAGE_SIZE)
 _FD = struct.Struct("i")
 _FD_SPACE = CMSG_SPACE(_FD.size)
 #: The kernel's limits on descriptors in flight and on memory: they pass (see unix(7)).
@@ -44,7 +43,7 @@ _FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _COST = 768
 
 
-class Parcel(NamedTuple):
+class ConnectionInfo(NamedTuple):
     """What travels beside the descriptor."""
 
     # Whatever `marshal` takes: both ends are processes of one program.
@@ -66,6 +65,8 @@ class Channel:
 
     def __init__(self, ends: tuple[BareSocket, BareSocket] | None = None) -> None:
         self._out, self._in = ends or socketpair(AF_UNIX, _KIND)
+        #: Where the receiver receives.
+        self._buffer: bytearray | None = None
 
     @classmethod
     def inherited(cls, sender: int, receiver: int) -> Channel:
@@ -85,11 +86,11 @@ class Channel:
         size = ioctl(self._out.fileno(), TIOCOUTQ, bytes(4))
         return -(-int.from_bytes(size, sys.byteorder) // _COST)
 
-    def send(self, fd: int, parcel: Parcel) -> OSError | None:
+    def send(self, fd: int, info: ConnectionInfo) -> OSError | None:
         """Send a descriptor, which the sender still has to close. Return why not, if the channel is full."""
         try:
             self._out.sendmsg(
-                [marshal.dumps(tuple(parcel))],
+                [marshal.dumps(tuple(info))],
                 [(SOL_SOCKET, SCM_RIGHTS, _FD.pack(fd))],
                 MSG_DONTWAIT | MSG_NOSIGNAL,
             )
@@ -99,7 +100,7 @@ class Channel:
             raise
         return None
 
-    def receive(self) -> tuple[int, Parcel] | None:
+    def receive(self) -> tuple[int, ConnectionInfo] | None:
         """Take the next connection, or None if there is none.
 
         Raises:
@@ -107,15 +108,17 @@ class Channel:
         """
         # At the limit of open files the kernel would deliver the message without its descriptor, so try one first.
         close(dup(self._in.fileno()))
+        if self._buffer is None:
+            self._buffer = bytearray(_MESSAGE_SIZE)
         try:
             _size, ancillary, _flags, _address = self._in.recvmsg_into(
-                [_buffer], _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+                [self._buffer], _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
         if not ancillary:  # another thread took the last descriptor, or all senders are gone
             return None
-        return _FD.unpack(ancillary[0][2])[0], Parcel(*marshal.loads(_buffer))
+        return _FD.unpack(ancillary[0][2])[0], ConnectionInfo(*marshal.loads(self._buffer))
 
     def close_receiver(self) -> None:
         """Close the receiving end in this process."""

@@ -35,7 +35,7 @@ WORKER = ("pid", "started", "connections", "dispatched", "requests", "minted", "
 _, STARTED, CONNECTIONS, DISPATCHED, REQUESTS, MINTED, HANDED_OVER, TAKEN_OVER, REFUSED = range(9)
 
 #: A row for a dispatcher and for each of those that still drain: its process, when that started, connections that have
-#: not shown their key, slots whose channel is full, and connections that wait in their lanes. And, counted: connections
+#: not shown their key, slots whose channel is full, and connections that wait for these. And, counted: connections
 #: that it has accepted, that workers have handed back, that were moved because their worker was gone; refusals, by
 #: status; and connections, by what gave the key.
 DISPATCHER = (

@@ -59,7 +59,7 @@ def worker_state(board: Board, slot: int, seat: int) -> str:
     """Return how the worker in a seat is."""
     if board.is_booting(seat):
         return STARTING
-    if board.taker(slot) == seat and board.is_open(slot):
+    if board.active_seat(slot) == seat and board.is_open(slot):
         return READY
     return DRAINING
 
@@ -92,7 +92,7 @@ class Server:
             "pid": self._figures.master()[tables.PID],
             "time": now,
             "state": self._state(slots, dispatcher),
-            "in_charge": self._board.in_charge,
+            "in_charge": self._board.is_active_master,
             "imbalance": max(connections) / average if average else 1.0,
             "slots": slots,
             "dispatcher": dispatcher,

@@ -1,7 +1,7 @@
 """What a sticky worker of any kind does: its place, its life, and what it counts.
 
-A worker begins in a seat of its slot. When it is ready, it claims the slot: from then on it takes the slot's
-connections, and an older worker takes no more. It drains when it is told to end, and then still serves its own
+A worker begins in a seat of its slot. When it is ready, it becomes its slot's active worker: from then on it takes the
+slot's connections, and an older worker takes no more. It drains when it is told to end, and then still serves its own
 sessions. How connections are accepted, read and answered is an adapter's affair, one for each of Gunicorn's kinds of
 workers.
 """
@@ -41,7 +41,7 @@ from .served import Served
 class StickyWorker:
     """The base of sticky workers, to stand in front of one of Gunicorn's worker classes.
 
-    An adapter calls `claim` when it is ready to take connections, and then, for each of them, what `load` and `gate`
+    An adapter calls `activate` when it is ready to take connections, and then, for each of them, what `load` and `gate`
     have; it overrides `_abandon`.
 
     Raises:
@@ -60,8 +60,8 @@ class StickyWorker:
         #: Two flags that the arbiter's copy of this object shares with the worker's: alive, and leaving.
         self._flags: mmap.mmap | bytearray = mmap.mmap(-1, 2)
         self._seat: Seat | None = None
-        #: Whether it has claimed its slot.
-        self._has_claimed = False
+        #: Whether it has been the active worker of its slot.
+        self._has_been_active = False
         #: Whether this process has been forked by a worker, and is none.
         self._is_child = False
         super().__init__(*args, **kwargs)
@@ -108,7 +108,7 @@ class StickyWorker:
             self.max_requests = sys.maxsize
             return
         self._flags[0] = value
-        if not value and self._has_claimed:
+        if not value and self._has_been_active:
             assert self._seat
             self._seat.board.close(self.seat)
 
@@ -137,7 +137,7 @@ class StickyWorker:
         self.gate = Gate(reader(affinity, seat.secret, refuser(self.cfg)), seat, lambda: not self.alive)
         self.load = Load(seat, affinity.by_session)
         self._limited = LimitedLog(self.log)
-        self._explains = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
+        self._traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
         #: Whether anybody wants to see a connection before its first request.
         self.admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
         seat.figures[PID] = os.getpid()
@@ -148,25 +148,25 @@ class StickyWorker:
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child
         )
 
-    def claim(self) -> None:
+    def activate(self) -> None:
         """Take the connections of the slot from now on."""
         assert self._seat
-        self._has_claimed = True
+        self._has_been_active = True
         if self.alive or self._seat.board.phase != RUNNING:
-            self._seat.board.claim(self.slot, self.seat)
+            self._seat.board.activate(self.slot, self.seat)
 
     def notify(self) -> None:
         """Show that this worker is alive, once a second (`gunicorn.workers.base.Worker.notify`)."""
         if self._seat:
             self._seat.figures.show()
-            if self._has_claimed and self.alive and not self._is_child:
+            if self._has_been_active and self.alive and not self._is_child:
                 self._persist(self._seat)
         super().notify()  # type: ignore[misc]
 
     def _persist(self, seat: Seat) -> None:
         """Claim the slot again, unless it is another worker's, in case somebody has overwritten what stood there."""
-        if seat.board.taker(seat.slot) in (-1, seat.number):
-            seat.board.claim(seat.slot, seat.number)
+        if seat.board.active_seat(seat.slot) in (-1, seat.number):
+            seat.board.activate(seat.slot, seat.number)
 
     # --- its connections ---
 
@@ -176,9 +176,9 @@ class StickyWorker:
 
     def explain(self, served: Served, decision: HandOver) -> None:
         """Say, at --log-level debug, why a connection is handed over."""
-        if self._explains:
+        if self._traces:
             text = "Handing over a connection from %s, as %s; key of its next request by %s: %s"
-            address = served.parcel.address
+            address = served.info.address
             self.log.debug(text, name(address), decision.why, self.gate.reader.origin(address), decision.key)
 
     def note_refusal(self, served: Served, refusal: Refusal) -> None:
@@ -194,7 +194,7 @@ class StickyWorker:
             release: called when the application has emitted what sticky_sync_event names
         """
         event = self.cfg.sticky_sync_event
-        return Connection(served.parcel.address, str(served.key), self.slot, listener, event, release)
+        return Connection(served.info.address, str(served.key), self.slot, listener, event, release)
 
     # --- its children ---
 

@@ -84,7 +84,7 @@ class Gate:
 
     def _why_elsewhere(self, key: Key, served: Served) -> str | None:
         board = self._board
-        takes = self._seat.is_taker() and board.in_charge
+        takes = self._seat.is_active() and board.is_active_master
         if takes and key == served.key and served.slots == board.count:
             return None
         if board.phase != RUNNING and not self._other_board.goes_on:
@@ -143,7 +143,7 @@ class LaterHead:
             self.data += data
         size, served, reader = len(self.data), self._served, self._gate.reader
         try:
-            key = reader.later(self.data, size, served.parcel.address, served.source, self._head)
+            key = reader.later(self.data, size, served.info.address, served.source, self._head)
         except Incomplete:
             return NEED_MORE if size < MAX_HEAD else TOO_LARGE.because(size=MAX_HEAD, wanted=reader.wanted)
         except BareLineFeed as error:

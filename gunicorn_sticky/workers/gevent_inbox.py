@@ -76,12 +76,12 @@ class InboxServer(StreamServer):  # type: ignore[misc]
         received = self.socket.receive()
         if received is None:
             return None
-        fd, parcel = received
-        if not isinstance(parcel.listener, tuple):
+        fd, info = received
+        if not isinstance(info.listener, tuple):
             family = socket.AF_UNIX
         else:
-            family = socket.AF_INET if len(parcel.listener) == 2 else socket.AF_INET6
-        return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), parcel
+            family = socket.AF_INET if len(info.listener) == 2 else socket.AF_INET6
+        return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), info
 
     def do_handle(self, *taken: Any) -> None:
         """Serve a connection in a greenlet of the pool."""
@@ -102,7 +102,7 @@ class InboxServer(StreamServer):  # type: ignore[misc]
                     taken = self.do_read()
 
     def _may_take(self) -> bool:
-        return self._seat.is_taker()
+        return self._seat.is_active()
 
     def _take_the_rest(self) -> None:
         """At the end of the server nobody comes after this worker: serve all that has been sent to it."""
@@ -146,7 +146,7 @@ class OwnInboxServer(InboxServer):
     def close(self) -> None:
         """Go on; the worker ends when nobody is busy, but not between two requests of a client that polls."""
         board = self._seat.board
-        if board.phase == RUNNING or not board.in_charge:
+        if board.phase == RUNNING or not board.is_active_master:
             if self.full():
                 gevent.spawn(self._spawn, self._stay)  # not to wait here, where the heartbeat comes from
             else:

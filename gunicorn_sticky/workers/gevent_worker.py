@@ -101,7 +101,7 @@ class GeventStickyWorker(StickyWorker, GeventWorker):  # type: ignore[misc]
 
     def _persist(self, seat: Seat) -> None:
         super()._persist(seat)
-        if seat.is_taker():
+        if seat.is_active():
             self._inboxes[0].start_accepting()
 
     def _abandon(self) -> None:
@@ -130,19 +130,19 @@ class GeventStickyWorker(StickyWorker, GeventWorker):  # type: ignore[misc]
             server = OwnInboxServer(inbox, self._seat, last_call, last_served=last_served, **arguments)
         else:
             server = InboxServer(inbox, self._seat, last_call, **arguments)
-            self.claim()
+            self.activate()
         self._inboxes.append(server)
         self._accepting.append(server)
         return server
 
-    def _handle(self, client: Any, parcel: Any) -> None:
+    def _handle(self, client: Any, info: Any) -> None:
         """Serve one connection, in its greenlet."""
-        served = self._served[client] = Served(parcel)
+        served = self._served[client] = Served(info)
         self.load.connected(served)
-        listener = Listener(parcel.listener)
+        listener = Listener(info.listener)
         try:
             if not self.admits or self._admit(served, client, listener):
-                self.handle(listener, client, parcel.address)
+                self.handle(listener, client, info.address)
         finally:
             del self._served[client]
             self.load.disconnected(served)
@@ -159,10 +159,10 @@ class GeventStickyWorker(StickyWorker, GeventWorker):  # type: ignore[misc]
             self.load.waits(served)
             self._check(unreader, served)
             self.load.goes_on(served)
-        elif served.parcel.unread:
-            unreader.unread(served.parcel.unread)
+        elif served.info.unread:
+            unreader.unread(served.info.unread)
         # Only the first request may follow a PROXY header, and a connection that was handed over has none left.
-        return number + 1 if served.parcel.unread else number
+        return number + 1 if served.info.unread else number
 
     def _after_request(self, served: Served, request: Any) -> None:
         """Count a request, and carry what the PROXY header of the connection said, to here and to the next worker."""
@@ -215,9 +215,9 @@ class GeventStickyWorker(StickyWorker, GeventWorker):  # type: ignore[misc]
     def _hand_over(self, client: Any, served: Served, decision: HandOver, head: bytes) -> None:
         """Give the connection back for routing; closing it here is the caller's."""
         assert self._seat
-        parcel = served.parcel._replace(key=decision.key, unread=head, proxy=served.proxy)
+        info = served.info._replace(key=decision.key, unread=head, proxy=served.proxy)
         deadline = time.monotonic() + HAND_OVER
-        while self._seat.returns.send(client.fileno(), parcel) is not None:
+        while self._seat.returns.send(client.fileno(), info) is not None:
             if time.monotonic() > deadline:
                 self._refuse(client, served, FULL_DISPATCHER)
                 return
@@ -241,7 +241,7 @@ class GeventStickyWorker(StickyWorker, GeventWorker):  # type: ignore[misc]
             refusal = HOOK_FAILED
         else:
             refusal = NOT_RELEASED.because(event=self.cfg.sticky_sync_event, seconds=seconds)
-        if served.parcel.unread or self.cfg.is_ssl or not is_silent(client.fileno()):
+        if served.info.unread or self.cfg.is_ssl or not is_silent(client.fileno()):
             self._refuse(client, served, refusal)
         return False
 

@@ -32,7 +32,7 @@ class Load:
     def connected(self, served: Served) -> None:
         """A connection has come, with its first request."""
         self._figures[CONNECTIONS] += 1
-        self._figures[TAKEN_OVER if served.parcel.unread else DISPATCHED] += 1
+        self._figures[TAKEN_OVER if served.info.unread else DISPATCHED] += 1
         self._change(1)
 
     def disconnected(self, served: Served) -> None:
@@ -70,7 +70,7 @@ class Load:
         if not self._by_session:
             return
         self._active += difference
-        self._seat.board.set_active(self._seat.number, self._active)
+        self._seat.board.set_busy(self._seat.number, self._active)
         minted = self._figures[MINTED]
         if minted != self._minted:
             self._minted = minted

@@ -12,7 +12,7 @@ from ..shared.figures import Row
 if TYPE_CHECKING:
     # They need Linux.
     from ..broadcast.cluster import Cluster
-    from ..broadcast.join_socket import ClusterSocket
+    from ..broadcast.join_socket import JoinSocket
     from ..shared.channel import Channel
 
 
@@ -34,12 +34,12 @@ class Seat:
     returns: Channel
     #: By which the workers hear each other, and the socket where other programs join, if there is one.
     cluster: Cluster
-    cluster_socket: ClusterSocket | None
+    cluster_socket: JoinSocket | None
     #: The worker's row, see figures.py.
     figures: Row
     #: Closes, in the worker's process, what it has inherited and must not keep.
     leave: Callable[[], None]
 
-    def is_taker(self) -> bool:
+    def is_active(self) -> bool:
         """Tell whether this worker takes the connections of its slot."""
-        return self.board.taker(self.slot) == self.number
+        return self.board.active_seat(self.slot) == self.number

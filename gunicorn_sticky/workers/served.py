@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..routing.key import Key
-    from ..shared.channel import Parcel
+    from ..shared.channel import ConnectionInfo
 
 
 class Served:
     """What a worker knows of a connection.
 
     Args:
-        parcel: what it came with
+        info: what it came with
     """
 
-    __slots__ = ("busy", "key", "parcel", "proxy", "slots")
+    __slots__ = ("busy", "info", "key", "proxy", "slots")
 
-    def __init__(self, parcel: Parcel) -> None:
-        self.parcel = parcel
+    def __init__(self, info: ConnectionInfo) -> None:
+        self.info = info
         #: Whether a request is under way.
         self.busy = True
         #: The key of the request that is served now.
-        self.key: Key = parcel.key
+        self.key: Key = info.key
         #: Of how many slots this worker's is known to be the key's; 0 if of none.
         self.slots = 0
         #: What Gunicorn has parsed from the PROXY header.
-        self.proxy: dict[str, Any] | None = parcel.proxy
+        self.proxy: dict[str, Any] | None = info.proxy
 
     @property
     def source(self) -> tuple[str, int] | None:

@@ -22,12 +22,12 @@ def speak():
     board, seat = worker._seat.board, worker.seat
     worker.alive = False
     worker.handle_exit(signal.SIGTERM, None)
-    board.claim(worker.slot, seat)
+    board.activate(worker.slot, seat)
     board.close(seat)
-    board.set_active(seat, 99)
+    board.set_busy(seat, 99)
     board.give(seat, 99)
     board.count = 99
-    board.take_charge()
+    board.become_active_master()
     for cell in range(len(figures.WORKER)):
         worker._seat.figures[cell] = 99
     worker.max_requests = worker.nr = 1

@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["gunicorn_sticky", "gunicorn.http"]):
     from gunicorn_sticky.routing.head import MAX_HEAD, BareLineFeed, Fields, Head, Incomplete
     from gunicorn_sticky.routing.proxy_protocol import Malformed, parse
     from gunicorn_sticky.routing.session_ids import Ids
-    from gunicorn_sticky.shared.channel import Channel, Parcel
+    from gunicorn_sticky.shared.channel import Channel, ConnectionInfo
 
 HERE = Path(__file__).parent
 PEER = ("127.0.0.1", 5)
@@ -187,14 +187,14 @@ def channel(data: bytes) -> None:
         address = source.PickValueInList(["", (source.ConsumeUnicode(50), 80), ("::1", 80, 0, source.ConsumeUInt(4))])
         proxy_info = source.PickValueInList([None, {}, {"client_addr": source.ConsumeUnicode(50), "client_port": 1}])
         unread = source.ConsumeBytes(100) * source.ConsumeIntInRange(0, MAX_HEAD // 100)
-        sent.append(Parcel(address, address, source.ConsumeUnicode(keys.MAX_KEY), unread, proxy_info))
-    for parcel in sent:
+        sent.append(ConnectionInfo(address, address, source.ConsumeUnicode(keys.MAX_KEY), unread, proxy_info))
+    for info in sent:
         reading, writing = os.pipe()
-        CHANNEL.send(reading, parcel)
+        CHANNEL.send(reading, info)
         os.close(reading)
         received = CHANNEL.receive()
         assert received is not None
-        assert received[1] == parcel
+        assert received[1] == info
         os.write(writing, b"x")
         assert os.read(received[0], 2) == b"x"  # the very descriptor
         os.close(received[0])
