@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,20 @@ def test_routing_is_pure(module: str):
     """It holds no socket, no clock and no file."""
     forbidden = {"os", "time", "select", "threading", "mmap", "logging", "gunicorn"}
     assert not {name.partition(".")[0] for name, is_ours in imports(module) if not is_ours} & forbidden
+
+
+def test_the_tree_in_the_documentation():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    tree = page.partition("```text\ngunicorn_sticky/\n")[2].partition("```")[0]
+    folder, shown = "", []
+    for line in tree.splitlines():
+        indent, names = re.fullmatch(r"( +)(\S+(?:, \S+)*)  +.+", line).groups()  # type: ignore[union-attr]
+        if names.endswith("/"):
+            folder = names
+            continue
+        base = folder if len(indent) > 2 else ""
+        shown += [f"{base}{name}".removesuffix(".py").replace("/", ".") for name in names.split(", ") if ".py" in name]
+    faces = {module for module in MODULES if module.endswith(".__init__")}
+    assert sorted(shown) == sorted(MODULES.keys() - faces)
+    order = [room(module) for module in reversed(shown)]  # from the ground
+    assert [level(place) for place in order] == sorted(level(place) for place in order)

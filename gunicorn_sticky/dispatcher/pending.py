@@ -1,4 +1,4 @@
-"""Pending: connections that wait, because the channel that leads to their worker is full."""
+"""Pending connections: they wait, because the channel that leads to their worker is full."""
 
 from __future__ import annotations
 
