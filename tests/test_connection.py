@@ -7,7 +7,10 @@ import socket
 import threading
 import time
 
+import pytest
 from harness import STICKY, Server, request
+
+pytestmark = pytest.mark.features
 
 SYNC = (*STICKY, "-w", "1", "--sticky-sync", "whoami:app")
 

@@ -380,6 +380,10 @@ def decode(text: bytes) -> bytes:
     )
 
 
+#: Let one process download them, which takes seconds.
+downloaded = pytest.mark.xdist_group("fixtures")
+
+
 @pytest.fixture(scope="module")
 def fixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the heads in the source distribution of the Gunicorn that is installed, by their path there."""
@@ -413,6 +417,7 @@ def unfold(value: bytes) -> str:
     return " ".join(line.strip(b" \t").decode("latin-1") for line in value.removesuffix(b"\r").split(b"\r\n"))
 
 
+@downloaded
 @pytest.mark.parametrize(
     ("options", "least"),
     [({}, 30), (TOLERANT, 35), ({"proxy_protocol": "auto"}, 35)],
@@ -443,6 +448,7 @@ def test_the_heads_that_gunicorn_accepts_are_read_as_it_does(fixtures, options, 
                 assert [unfold(value) for value in found] == seen, (path, name)
 
 
+@downloaded
 def test_no_head_of_gunicorns_fixtures_crashes(fixtures):
     for data in fixtures.values():
         for size in {len(data), len(data) // 2, len(data) - 1}:

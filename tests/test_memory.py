@@ -79,6 +79,7 @@ def listen(statsd: socket.socket) -> str:
     return f"statsd_host = '127.0.0.1:{statsd.getsockname()[1]}'"
 
 
+@pytest.mark.features
 @pytest.mark.parametrize(("by", "pattern"), [("ip", b"\0"), ("session", b"random"), ("session", b"\xff")])
 def test_a_worker_that_writes_all_over_it(by: str, pattern: bytes):
     """Master, dispatcher and status server live, other workers too; when it has ended, all is as before."""
@@ -334,6 +335,7 @@ def test_cpu_time_where_processes_have_no_clocks(board: MasterBoard, monkeypatch
     assert abs(seen - time.process_time()) < 1
 
 
+@pytest.mark.features
 def test_a_limit_on_the_size_of_files():
     """Of 1 GiB, or of 1 MiB, where there is no room for messages between workers, or of less than it takes."""
 

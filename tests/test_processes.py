@@ -529,6 +529,7 @@ def open_clients(server: Server, client: str, count: int) -> list[socket.socket]
     return found
 
 
+@pytest.mark.features
 def test_a_worker_that_stands_still_keeps_its_clients_and_no_others():
     with Server(*STICKY, "-w", "2", "--timeout", "60", "whoami:app") as server:
         where = slots(server)
@@ -544,6 +545,7 @@ def test_a_worker_that_stands_still_keeps_its_clients_and_no_others():
             connection.close()
 
 
+@pytest.mark.features
 def test_more_than_may_wait_is_refused_with_503():
     with Server(*STICKY, "-w", "2", "--backlog", "64", "--timeout", "60", "whoami:app") as server:
         slots(server)
@@ -559,6 +561,7 @@ def test_more_than_may_wait_is_refused_with_503():
             connection.close()
 
 
+@pytest.mark.features
 def test_what_waits_too_long_is_refused_with_503():
     options = ("--timeout", "3", "--worker-connections", "1")
     with Server(*STICKY, "-w", "1", *options, "whoami:app") as server:
@@ -574,6 +577,7 @@ def test_what_waits_too_long_is_refused_with_503():
             connection.close()
 
 
+@pytest.mark.features
 def test_a_slot_whose_workers_die_is_refused_with_503():
     config = """
 import os
@@ -594,6 +598,7 @@ def post_worker_init(worker):
         wait_for(lambda: server.get(source=CLIENTS[0]).status == 200, "the slot to have a worker again")
 
 
+@pytest.mark.features
 def test_who_waits_for_a_worker_that_boots_waits_for_as_long_as_that_takes():
     config = """
 import os, time
@@ -614,6 +619,7 @@ def post_worker_init(worker):
             connection.close()
 
 
+@pytest.mark.features
 def test_how_long_a_slot_may_stand_still():
     """As long as Gunicorn's timeout, where 0 is no limit."""
     config = """
@@ -639,6 +645,7 @@ def limited(count: int) -> list[str]:
     return ["sh", "-c", f'ulimit -n {count}; exec "$0" "$@"', str(BIN / "gunicorn")]
 
 
+@pytest.mark.features
 def test_a_dispatcher_without_free_descriptors_drops_the_slowest():
     with Server(*STICKY, "-w", "1", "--sticky-proxy", "whoami:app", command=limited(100)) as server:
         slow = []
@@ -653,6 +660,7 @@ def test_a_dispatcher_without_free_descriptors_drops_the_slowest():
             connection.close()
 
 
+@pytest.mark.features
 def test_no_more_workers_than_there_are_descriptors_for():
     with Server(*STICKY, "-w", "2", "whoami:app", command=limited(42)) as server:
         assert set(slots(server).values()) == {0, 1}
@@ -661,6 +669,7 @@ def test_no_more_workers_than_there_are_descriptors_for():
         assert set(slots(server).values()) == {0, 1}
 
 
+@pytest.mark.features
 def test_workers_that_cannot_boot_end_the_server_as_gunicorn_does():
     config = "def post_worker_init(worker):\n    raise RuntimeError('all of them')"
     with Server(*STICKY, "-w", "4", "--pid", "pid", "whoami:app", config=config) as server:
@@ -669,6 +678,7 @@ def test_workers_that_cannot_boot_end_the_server_as_gunicorn_does():
         assert not (server.folder / "pid").exists()
 
 
+@pytest.mark.features
 def test_a_dispatcher_without_free_descriptors_drops_who_has_been_answered():
     """Refused clients that do not close would keep the others waiting for seconds."""
     with Server(*STICKY, "-w", "1", "--sticky-proxy", "whoami:app", command=limited(100)) as server:
@@ -683,6 +693,7 @@ def test_a_dispatcher_without_free_descriptors_drops_who_has_been_answered():
             client.close()
 
 
+@pytest.mark.features
 def test_a_worker_without_free_descriptors_loses_no_connection():
     with Server(*STICKY, "-w", "1", "whoami:app", command=limited(64)) as server:
         server.who()

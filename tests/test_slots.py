@@ -10,6 +10,8 @@ import pytest
 from gunicorn_sticky.routing.hashing import SECRET_SIZE, Slots
 from gunicorn_sticky.routing.key import address_key
 
+pytestmark = pytest.mark.features
+
 SEED = random.Random(2014)
 CLIENTS = 4000
 

@@ -23,6 +23,8 @@ from harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_en
 from gunicorn_sticky.status import command as monitor
 from gunicorn_sticky.status.snapshot import _opened, find
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(24)
 
 
