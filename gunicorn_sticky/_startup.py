@@ -68,7 +68,7 @@ def _replace_arbiter(base: "ModuleType") -> None:
             if not _is_sticky(getattr(getattr(app, "cfg", None), "worker_class", None)):
                 return _with_warning(stock(app, *args, **kwargs), app)
             try:
-                from .arbiter.arbiter import new_arbiter
+                from .arbiter.factory import new_arbiter
             except Exception as error:
                 raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {error!r}") from error
             return new_arbiter(app, stock)

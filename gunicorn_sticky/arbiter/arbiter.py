@@ -15,20 +15,20 @@ import resource
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.pidfile import Pidfile
 
 from .. import configuration, settings
+from ..broadcast.cluster import Cluster
 from ..routing.hashing import SECRET_SIZE
 from ..routing.session_ids import OWNERS
 from ..shared import figures, logs
-from ..shared.board import RUNNING, SEATS, STOPPED, STOPPING, MasterBoard
+from ..shared.board import RUNNING, STOPPED, STOPPING, MasterBoard
 from ..shared.figures import Figures, Row
 from ..status.listener import StatusSocket
 from ..status.snapshot import Server
@@ -36,18 +36,16 @@ from ..status.statsd import Reporter
 from ..workers.core import StickyWorker
 from ..workers.parser import refuser
 from ..workers.seat import Seat
+from .channels import MasterChannels
 from .children import Body, Children
 from .crew import Crew
 from .slot_log import SlotLog
+from .sockets import Sockets
 from .succession import Succession
-
-if TYPE_CHECKING:
-    from .upgrade import Inheritance
+from .upgrade import VARIABLE, Inheritance
 
 #: Seconds after which a dispatcher or status server hangs that shows no life, if Gunicorn's `timeout` is 0.
 HUNG = 30.0
-#: In the place of a slot or a seat.
-NOBODY = -1
 #: Seconds between two looks at the workers, while something is expected of them.
 POLL = 0.1
 #: Seconds between two looks for workers that hang: who is told to abort has this long, as in Gunicorn's main loop.
@@ -65,33 +63,8 @@ class Refused(HaltServer, RuntimeError):  # type: ignore[misc]
         return str(self.reason)
 
 
-def new_arbiter(app: Any, stock: Any) -> Any:
-    """Return the arbiter for `app`, whose worker class is sticky; where that cannot be, one made by `stock`."""
-    if sys.platform != "linux":
-        arbiter = _one_worker(stock)(app)
-        arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
-        return arbiter
-    try:
-        return StickyArbiter(app)
-    except OSError as error:  # as there is no memory to share
-        raise Refused(error.strerror or str(error)) from error
-
-
 def _refuse(message: str, *args: Any) -> None:
     raise Refused(message % args)
-
-
-def _one_worker(stock: Any) -> Any:
-    """Return an arbiter class that never has more than one worker."""
-
-    class OneWorkerArbiter(stock):  # type: ignore[misc]
-        num_workers = property(lambda self: 1, lambda self, value: None)
-
-        def setup(self, app: Any) -> None:
-            app.cfg.set("workers", 1)
-            super().setup(app)
-
-    return OneWorkerArbiter
 
 
 class StickyArbiter(Arbiter):  # type: ignore[misc]
@@ -104,28 +77,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     _last_logged_active_worker_count: int | None
 
     def __init__(self, app: Any) -> None:
-        # Imported here: they need Linux.
-        from ..broadcast.cluster import Cluster
-        from ..shared.channel import Channel
-        from .upgrade import VARIABLE, Inheritance
-
         inherited = Inheritance.received(os.environ.pop(VARIABLE, None))
         self._secret = inherited.secret if inherited else os.urandom(SECRET_SIZE)
-        #: By slot. They are kept when the slot goes: what is in them is routed anew.
-        self._channels: list[Any] = []
-        #: By session, by seat, see board.py; also those of the other master, while there is one.
-        self._seat_channels: list[Any] = inherited.new_seat_channels if inherited else []
-        self._other_seat_channels: list[Any] = inherited.seat_channels if inherited else []
-        #: By which workers hand back connections whose next request belongs to another slot; the same for both masters.
-        self._returns = inherited.returns if inherited else Channel()
+        self._channels = MasterChannels(inherited)
         self._board = inherited.board if inherited else MasterBoard()
         #: The same, as the other processes see it.
         self._shared_board = self._board.shared()
         self._succession = Succession(self._board)
         self._crew = Crew(self._board, lambda: self.WORKERS.values())
         self._cluster = inherited.cluster if inherited else Cluster()
-        self._cluster_socket = inherited.cluster_socket if inherited else None
-        self._status_socket = inherited.status_socket if inherited else None
+        self._sockets = Sockets(
+            inherited.cluster_socket if inherited else None, inherited.status_socket if inherited else None
+        )
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = inherited.owner if inherited else secrets.randbelow(OWNERS)
         self._figures = Figures()
@@ -163,11 +126,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             )
             self.worker_class = before
         if before:
-            self._open_sockets(self.log.error)
+            self._sockets.open(self.cfg, self.log, self.log.error)
 
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
-        self._open_sockets(_refuse)
+        self._sockets.open(self.cfg, self.log, _refuse)
         self._own_row[figures.PID], self._own_row[figures.HALF] = os.getpid(), self._board.half
         super().start()
         if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
@@ -178,48 +141,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             if self.pidfile is not None:
                 self.pidfile.unlink()
             raise Refused(configuration.UNIX_NEEDS_HEADER)  # inherited sockets show their family only now
-
-    def _open_sockets(self, fail: Callable[..., None]) -> None:
-        """Have the sockets that the configuration asks for, beside the listeners.
-
-        Args:
-            fail: called with a message if one of them cannot be had; then all stays as it is
-        """
-        for name, open_socket in (
-            ("sticky_cluster_socket", self._open_cluster_socket),
-            ("sticky_status", self._open_status_socket),
-        ):
-            try:
-                open_socket()
-            except OSError as error:
-                fail("Invalid %s: %s", name, error)
-
-    def _open_status_socket(self) -> None:
-        address, before = self.cfg.sticky_status, self._status_socket
-        if address == (before and before.address):
-            return
-        try:
-            self._status_socket = StatusSocket(address) if address else None
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or "GUNICORN_PID" not in os.environ:
-                raise OSError(f"{address}: {error.strerror}") from None
-            # It is of another version; see _manage_status_server.
-            self.log.warning("No status while the old master has %s", address)
-            return
-        if before:
-            before.close()
-
-    def _open_cluster_socket(self) -> None:
-        from ..broadcast.join_socket import JoinSocket
-
-        path, before = self.cfg.sticky_cluster_socket, self._cluster_socket
-        path = path and os.path.abspath(path)
-        if path == (before and before.path):
-            return
-        upgrading = "GUNICORN_PID" in os.environ  # from another version, or it would have been inherited
-        self._cluster_socket = JoinSocket(path, uid=self.cfg.uid, gid=self.cfg.gid, replace=upgrading) if path else None
-        if before:
-            before.remove()
 
     # --- workers in slots ---
 
@@ -249,11 +170,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             owner=owner,
             secret=self._secret,
             board=self._shared_board,
-            channel=self._channels[slot],
-            own_channel=self._seat_channels[number] if self._by_session() else None,
-            returns=self._returns,
+            channel=self._channels.slots[slot],
+            own_channel=self._channels.of_seat(number) if self._by_session() else None,
+            returns=self._channels.returns,
             cluster=self._cluster,
-            cluster_socket=self._cluster_socket,
+            cluster_socket=self._sockets.join,
             figures=row,
             leave=functools.partial(self._leave, slot, number),
         )
@@ -277,27 +198,17 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         super().kill_worker(pid, sig)
 
     def _open_channels(self, count: int) -> None:
-        from ..shared.channel import Channel
+        self._channels.open(count, self._by_session())
+        for slot in range(len(self._slot_rows), len(self._channels.slots)):
+            self._slot_rows.append(Row(self._figures.slot(slot)))
+        self._board.slots = len(self._channels.slots)
 
-        while len(self._channels) < count:
-            self._slot_rows.append(Row(self._figures.slot(len(self._channels))))
-            self._channels.append(Channel())
-        while self._by_session() and len(self._seat_channels) < len(self._channels) * SEATS:
-            self._seat_channels.append(Channel())
-        self._board.slots = len(self._channels)
-
-    def _leave(self, slot: int, seat: int) -> None:
-        """In a new worker, close what belongs to the arbiter and to other slots."""
-        for inherited in (*self.LISTENERS, self._status_socket):
+    def _leave(self, slot: int | None = None, seat: int | None = None) -> None:
+        """In a new process, close what belongs to the arbiter and to other workers."""
+        for inherited in (*self.LISTENERS, self._sockets.status):
             if inherited:
                 inherited.close()
-        for channels, own in ((self._channels, slot), (self._seat_channels, seat), (self._other_seat_channels, None)):
-            for number, channel in enumerate(channels):
-                if number == own:
-                    channel.close_sender()
-                else:
-                    channel.close()
-        self._returns.close_receiver()
+        self._channels.leave(slot, seat)
 
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
@@ -325,10 +236,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _report(self) -> None:
         """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does, and count what waits."""
         self._own_row.show()
-        for slot, channel in enumerate(self._channels):
-            seats = self._seat_channels[slot * SEATS : (slot + 1) * SEATS]
-            row = self._slot_rows[slot]
-            row[figures.WAITING] = sum(queue.queued() for queue in (channel, *seats))
+        for slot, row in enumerate(self._slot_rows):
+            row[figures.WAITING] = self._channels.queued(slot)
             row.show()
         if self._statsd:
             self._statsd.report()
@@ -338,7 +247,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.log.debug("%d workers", count, extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"})
         if self.cfg.enable_backlog_metric:
             backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
-            backlog += sum(channel.queued() for channel in [*self._channels, *self._seat_channels])
+            backlog += sum(self._channels.queued(slot) for slot in range(len(self._channels.slots)))
             self.log.debug(
                 "socket backlog: %d",
                 backlog,
@@ -349,16 +258,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _manage_dispatcher(self) -> None:
         """Have one dispatcher, made for what is true now."""
-        wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers, tuple(self._other_seat_channels))
+        wanted = (self.cfg, tuple(self.LISTENERS), self.num_workers, tuple(self._channels.other_seats))
         self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
 
     def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int, tuple[Any, ...]]) -> Body:
+        # Here, so that the first workers need not have them.
         from ..dispatcher.balancing import Channels
         from ..dispatcher.loop import Plan
         from ..dispatcher.process import run
 
         count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
         self._open_channels(count)
+        slots = self._channels.slots
         self._board.count = count
         self._board.phase = RUNNING
         number = self._own_row[figures.DISPATCHERS_MADE]
@@ -371,10 +282,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             secret=self._secret,
             listeners=[listener.fileno() for listener in self.LISTENERS],
             tls=bool(self.cfg.is_ssl),
-            channels=Channels(self._channels[:count], self._seat_channels, made_for[3], self._returns),
+            channels=Channels(slots[:count], self._channels.seats, made_for[3], self._channels.returns),
             board=self._shared_board,
             other=self._succession.other,
-            removed=self._channels[count:],
+            removed=slots[count:],
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or math.inf,
             backlog=self.cfg.backlog,
@@ -382,8 +293,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         )
 
         def dispatch(heartbeat: Callable[[], None]) -> None:
-            if self._status_socket:
-                self._status_socket.close()
+            if self._sockets.status:
+                self._sockets.status.close()
             run(plan, self.log, heartbeat)
 
         return dispatch
@@ -392,11 +303,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _manage_status_server(self) -> None:
         """Have one status server, if it is wanted. Of two masters it is the active one that has it."""
-        if self.cfg.sticky_status and not self._status_socket and not self.master_pid:
-            with contextlib.suppress(OSError):
-                self._open_status_socket()
-        wanted = (self.cfg, self._status_socket)
-        self._status_servers.keep(wanted if self._status_socket and self._board.is_active_master else None)
+        if self.cfg.sticky_status and not self._sockets.status and not self.master_pid:
+            with contextlib.suppress(OSError):  # a master of another version had it
+                self._sockets.open_status(self.cfg, self.log)
+        wanted = (self.cfg, self._sockets.status)
+        self._status_servers.keep(wanted if self._sockets.status and self._board.is_active_master else None)
 
     def _new_status_server(self, made_for: tuple[Any, StatusSocket]) -> Body:
         parent, own = os.getpid(), made_for[1]
@@ -404,9 +315,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         def serve(heartbeat: Callable[[], None]) -> None:
             from ..status.server import run  # not before: it loads gevent
 
-            self._status_socket = None
-            self._leave(NOBODY, NOBODY)
-            self._returns.close_sender()
+            self._sockets.status = None
+            self._leave()
+            self._channels.returns.close_sender()
             run(own, self._server, parent, self.log, heartbeat)
 
         return serve
@@ -445,7 +356,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._settle_succession()
         if self._board.phase == RUNNING:
             self._dismiss_workers()
-            if self._channels and not self._dispatchers.in_service:
+            if self._channels.slots and not self._dispatchers.in_service:
                 self._manage_dispatcher()
             if not self._status_servers.in_service:
                 self._manage_status_server()
@@ -516,8 +427,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._dispatchers.kill(signal.SIGKILL)
         self._status_servers.kill(signal.SIGKILL)
         self._reap_children()
-        if self._cluster_socket and self.reexec_pid == self.master_pid == 0:
-            self._cluster_socket.remove()
+        if self._sockets.join and self.reexec_pid == self.master_pid == 0:
+            self._sockets.join.remove()
 
     def reexec(self) -> None:
         """Start a new master, which inherits what both have to know of each other."""
@@ -529,8 +440,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self._has_other():
             super().reexec()  # refuses
             return
-        from .upgrade import VARIABLE
-
         with contextlib.ExitStack() as stack:
             try:
                 self.cfg.env_orig[VARIABLE] = stack.enter_context(self._new_inheritance().inheritable())
@@ -551,26 +460,22 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         Raises:
             OSError: the limit of open files leaves no room for it
         """
-        from ..shared.channel import Channel
-        from .upgrade import Inheritance
-
-        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._seat_channels) + configuration.SPARE_FILES
+        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._channels.seats) + configuration.SPARE_FILES
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit != resource.RLIM_INFINITY and needed > limit:
             raise OSError(errno.EMFILE, f"two masters need {needed} open files each, and the limit is {limit}")
-        # Made here, so that each master knows the way to the other one's workers.
-        self._other_seat_channels = [Channel() for _ in self._seat_channels]
+        self._channels.open_others()
         self._succession.expect(time.monotonic())
         return Inheritance(
             secret=self._secret,
             board=self._board,
             owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
-            returns=self._returns,
-            seat_channels=self._seat_channels,
-            new_seat_channels=self._other_seat_channels,
+            returns=self._channels.returns,
+            seat_channels=self._channels.seats,
+            new_seat_channels=self._channels.other_seats,
             cluster=self._cluster,
-            cluster_socket=self._cluster_socket,
-            status_socket=self._status_socket,
+            cluster_socket=self._sockets.join,
+            status_socket=self._sockets.status,
         )
 
     def _has_other(self) -> bool:
@@ -581,17 +486,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Let one of two masters accept, or the one that is left."""
         has_other = self._has_other()
         if not has_other:
-            self._forget_other()
+            self._succession.is_alone()
+            self._channels.close_others()
         if self._succession.settle(time.monotonic(), has_other, bool(self.master_pid), self.num_workers):
             self.log.info("%s accepts connections now", self.master_name)
-
-    def _forget_other(self) -> None:
-        """Clear what another master has left, and close what leads to its workers once nothing is in there."""
-        self._succession.is_alone()
-        if not any(channel.queued() for channel in self._other_seat_channels):
-            for channel in self._other_seat_channels:
-                channel.close()
-            self._other_seat_channels = []
 
     def maybe_promote_master(self) -> None:
         """Be the only master, when the old one has gone."""
