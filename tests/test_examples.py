@@ -114,10 +114,19 @@ def test_sync() -> None:
 # --- chat ---
 
 
+@contextmanager
+def demo() -> Iterator[Server]:
+    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server:
+        try:
+            server.wait_for_log("The chat is at")
+            yield server
+        finally:
+            server.stop()  # it ends Gunicorn, which has a process group of its own
+
+
 @pytest.fixture(scope="module")
 def chat() -> Iterator[Server]:
-    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server:
-        server.wait_for_log("The chat is at")
+    with demo() as server:
         yield server
 
 
@@ -148,8 +157,7 @@ class Guest:
 
 
 def test_chat_shows_all_workers_and_a_line_before_anybody_has_typed() -> None:
-    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server, ExitStack() as stack:
-        server.wait_for_log("The chat is at")
+    with demo() as server, ExitStack() as stack:
         for transports in (["polling"], ["websocket"], ["polling", "websocket"]):
             start = time.monotonic()
             guest = Guest(stack, server, transports)
@@ -173,6 +181,7 @@ def test_demo_needs_nothing_but_python() -> None:
     assert set(programs) <= PYTHON_ONLY
 
 
+@pytest.mark.xdist_group("chat")
 def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
     with ExitStack() as stack:
         guests = []
@@ -203,6 +212,7 @@ def playwright() -> None:
     npm_ci(BROWSER)
 
 
+@pytest.mark.xdist_group("chat")
 @pytest.mark.usefixtures("playwright")
 def test_two_browser_windows_on_different_workers_chat(chat: Server) -> None:
     command = ["node", str(BROWSER / "chat.mjs"), f"http://127.0.0.1:{chat.port}"]
@@ -234,8 +244,7 @@ def test_two_browser_windows_on_different_workers_chat(chat: Server) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_stops_cleanly(number: signal.Signals) -> None:
-    with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server:
-        server.wait_for_log("The chat is at")
+    with demo() as server:
         gunicorn = int(server.wait_for_log(r"Listening at: .* \((\d+)\)").group(1))
         assert server.stop(number) == 0
         assert not Path(f"/proc/{gunicorn}").exists()

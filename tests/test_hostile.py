@@ -118,7 +118,7 @@ class Honest:
     def __init__(self, *servers: Server) -> None:
         self._servers = servers
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=[n]) for n in range(20)]
+        self._threads = [threading.Thread(target=self._run, args=[n]) for n in range(10)]
         #: By server.
         self.seconds: list[list[float]] = [[] for _ in servers]
         self.failures: list[str] = []

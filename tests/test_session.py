@@ -392,9 +392,9 @@ def test_cookie_in_a_browser():
         command = ["node", str(folder / "cookie.mjs"), f"http://127.0.0.1:{server.port}"]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
     visitors = json.loads(output)
-    assert len(visitors) == 8
+    assert len(visitors) == 4
     for visitor in visitors:
-        assert len(visitor["workers"]) == 5
+        assert len(visitor["workers"]) == 3
         assert len(set(visitor["workers"])) == 1
         (cookie,) = visitor["cookies"]
         assert re.fullmatch("gunicorn_sticky_[0-9a-f]{6}", cookie["name"])

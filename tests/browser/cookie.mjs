@@ -7,12 +7,12 @@ const [url] = process.argv.slice(2);
 const browser = await chromium.launch(launch);
 try {
   const visitors = [];
-  for (let visitor = 0; visitor < 8; visitor++) {
+  for (let visitor = 0; visitor < 4; visitor++) {
     const context = await browser.newContext(); // a visitor has cookies of its own
     const page = await context.newPage();
     await page.goto(url);
     const workers = [];
-    for (let load = 0; load < 5; load++) {
+    for (let load = 0; load < 3; load++) {
       workers.push(JSON.parse(await page.locator("body").innerText()).pid);
       await page.reload();
     }
