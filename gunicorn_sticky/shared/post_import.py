@@ -23,19 +23,21 @@ class _Finder:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        # Other programs' finders may ask all finders too, and so this one, again.
         if name not in self.callbacks or name in self._sought:
             return None
+        from contextlib import suppress
+        from importlib.util import find_spec
+
         self._sought.add(name)
         try:
-            for finder in sys.meta_path:
-                spec = None if finder is self else finder.find_spec(name, path, target)
-                if spec is not None and spec.loader is not None:
-                    spec.loader.exec_module = self._then_call_back(spec.loader.exec_module)  # type: ignore
-                    return spec
-            return None
+            spec = find_spec(name)  # asks all finders, as Python does, and so this one again
         finally:
             self._sought.discard(name)
+        if spec is not None and spec.loader is not None:
+            # Some loaders take no attributes, or have not what PEP 451 asks for: then the module stays as it is.
+            with suppress(AttributeError, TypeError):
+                spec.loader.exec_module = self._then_call_back(spec.loader.exec_module)  # type: ignore
+        return spec
 
     def _then_call_back(self, exec_module: "Callable[[ModuleType], None]") -> "Callable[[ModuleType], None]":
         def wrapper(module: "ModuleType") -> None:
