@@ -31,4 +31,11 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except Exception as error:
+        if isinstance(error, RuntimeError) or not _HOMES[name].startswith("workers."):
+            raise
+        from .shared.current import refusal
+
+        raise RuntimeError(refusal(error)) from error  # which Gunicorn prints as one line

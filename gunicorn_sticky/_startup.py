@@ -35,7 +35,7 @@ def _unless_unknown(complete: "Callable[[ModuleType], None]") -> "Callable[[Modu
             try:
                 complete(module)
             except Exception as error:
-                current.hook_failure = f"{type(error).__name__}: {error}"
+                current.hook_failure = current.refusal(error)
                 _warn(f"gunicorn_sticky leaves Gunicorn as it is, as {module.__name__} is not what it knows: %r", error)
 
     return callback
@@ -64,19 +64,31 @@ def _replace_arbiter(base: "ModuleType") -> None:
         def __new__(cls, app: "Any" = None, *args: "Any", **kwargs: "Any") -> "Any":
             if cls is not Arbiter:
                 return super().__new__(cls)
-            current.arbiter_is_ours = True  # before the worker class is loaded, which asks for it
-            if not _is_sticky(getattr(getattr(app, "cfg", None), "worker_class", None)):
+            is_sticky = _is_sticky(app)
+            current.arbiter_is_ours = True  # before Gunicorn sets the worker class up, which asks for it
+            if not is_sticky:
                 return _with_warning(stock(app, *args, **kwargs), app)
-            try:
-                from .arbiter.factory import new_arbiter
-            except Exception as error:
-                raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {error!r}") from error
+            if args or kwargs:
+                raise RuntimeError(current.refusal(TypeError("Arbiter takes more than an application")))
+            from .arbiter.factory import new_arbiter
+
             return new_arbiter(app, stock)
 
     base.Arbiter = Arbiter  # type: ignore[attr-defined]
 
 
-def _is_sticky(worker_class: object) -> bool:
+def _is_sticky(app: "Any") -> bool:
+    """Tell whether an application's worker class is one of ours.
+
+    This only loads it. To set it up, and to say why it cannot be loaded, is left to Gunicorn, which does so once.
+    """
+    try:
+        from gunicorn.util import load_class
+
+        worker_class = load_class(app.cfg.settings["worker_class"].get())
+    except Exception as error:
+        current.hook_failure = current.refusal(error)
+        return False
     core = sys.modules.get(f"{__package__}.workers.core")  # there already, if the class is one of ours
     return core is not None and isinstance(worker_class, type) and issubclass(worker_class, core.StickyWorker)
 

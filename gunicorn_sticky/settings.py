@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from gunicorn.config import (
+    KNOWN_SETTINGS,
     Setting,
     Workers,
     validate_bool,
@@ -37,10 +38,6 @@ class _OmittedInt(Omitted, int):
 
 class _OmittedStr(Omitted, str):
     pass
-
-
-def _validate_workers(val: Any) -> Any:
-    return val if isinstance(val, Omitted) else validate_pos_int(val)
 
 
 def _validate_seconds(val: Any) -> int:
@@ -137,9 +134,13 @@ class _Grouped:
     name: str
     section = SECTION
 
-    def add_option(self, parser: Any) -> None:
-        group = next((g for g in parser._action_groups if g.title == self.section), None)
-        super().add_option(group or parser.add_argument_group(self.section))  # type: ignore[misc]
+    def add_option(self, parser: Any, *args: Any) -> None:
+        try:
+            group = next((g for g in parser._action_groups if g.title == self.section), None)
+            parser = group or parser.add_argument_group(self.section)
+        except AttributeError:
+            pass  # not the parser of argparse that is known here: then among the others
+        super().add_option(parser, *args)  # type: ignore[misc]
 
 
 class StickyBy(_Grouped, Setting):  # type: ignore[misc]
@@ -424,11 +425,12 @@ class StickyConnection(_Grouped, Setting):  # type: ignore[misc]
         """
 
 
-NAMES = tuple(
-    setting.name
+_SETTINGS = [
+    setting
     for setting in list(globals().values())
     if isinstance(setting, type) and issubclass(setting, _Grouped) and setting is not _Grouped
-)
+]
+NAMES = tuple(setting.name for setting in _SETTINGS)
 
 
 def given(cfg: Any) -> list[str]:
@@ -442,7 +444,19 @@ def given(cfg: Any) -> list[str]:
     return [setting.name for setting in ours if is_given(setting)]
 
 
-# Last, as all of the above may fail with a Gunicorn that is newer than this, which is then left as it is.
+def _mark_default_of_workers() -> None:
+    default, validate = _OmittedInt(Workers.default), Workers.validator
+
+    def validate_given(val: Any) -> Any:
+        return val if isinstance(val, Omitted) else validate(val)
+
+    Workers.default, Workers.validator = default, staticmethod(validate_given)
+
+
+# Each Gunicorn makes all of the settings when it starts. If a newer one cannot, that shows here, where it does no harm.
+for _setting in _SETTINGS:
+    _setting()
+    if _setting not in KNOWN_SETTINGS:
+        raise TypeError("settings do not register themselves")
 if "WEB_CONCURRENCY" not in os.environ:
-    Workers.default = _OmittedInt(Workers.default)
-    Workers.validator = staticmethod(_validate_workers)
+    _mark_default_of_workers()

@@ -5,15 +5,23 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..shared import current
+
 
 def new_arbiter(app: Any, stock: Any) -> Any:
-    """Return the arbiter for `app`, whose worker class is sticky; where that cannot be, one made by `stock`."""
+    """Return the arbiter for `app`, whose worker class is sticky; where that cannot be, one made by `stock`.
+
+    Raises:
+        RuntimeError: Gunicorn is not as we know it, or the configuration cannot work
+    """
     if sys.platform != "linux":
         arbiter = _one_worker(stock)(app)
         arbiter.log.warning("Sticky sessions need Linux; on %s there is one worker, which serves all", sys.platform)
         return arbiter
-    from .arbiter import Refused, StickyArbiter  # which need Linux
-
+    try:
+        from .arbiter import Refused, StickyArbiter  # which need Linux, and much of Gunicorn
+    except Exception as error:
+        raise RuntimeError(current.refusal(error)) from error
     try:
         return StickyArbiter(app)
     except OSError as error:  # as there is no memory to share

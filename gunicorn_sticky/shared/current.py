@@ -25,3 +25,8 @@ minter: "Minter | None" = None
 cluster: "Any" = None
 #: How often this process and its parents have been forked since ours was loaded; cheaper to ask for than a pid.
 generation = 0
+
+
+def refusal(reason: Exception) -> str:
+    """Say why there can be no sticky workers."""
+    return f"gunicorn_sticky does not know this version of Gunicorn: {type(reason).__name__}: {reason}"

@@ -78,7 +78,7 @@ class StickyWorker:
                 of its own
         """
         if current.hook_failure is not None:
-            raise RuntimeError(f"gunicorn_sticky does not know this version of Gunicorn: {current.hook_failure}")
+            raise RuntimeError(current.hook_failure)
         if not current.arbiter_is_ours and not current.loaded_late:
             raise RuntimeError(
                 "the application runs an arbiter of its own making, which cannot route connections: let "
