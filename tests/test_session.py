@@ -383,6 +383,7 @@ def test_cookies_of_two_servers_on_one_host_name():
         assert len(browser.cookies) == 2
 
 
+@pytest.mark.programs
 def test_cookie_in_a_browser():
     """A visitor stays with one worker over reloads of a page, and other visitors go elsewhere."""
     folder = TESTS / "browser"

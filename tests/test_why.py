@@ -15,6 +15,8 @@ import pytest
 import websocket
 from harness import PATIENCE, STICKY, Response, Server, addresses
 
+pytestmark = pytest.mark.features
+
 CLIENTS = addresses(12)
 DEBUG = (*STICKY, "--log-level", "debug")
 POLL = "/socket.io/?EIO=4&transport=polling"
