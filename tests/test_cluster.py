@@ -283,8 +283,8 @@ def node_modules() -> None:
 @pytest.mark.load
 @pytest.mark.programs
 @pytest.mark.usefixtures("node_modules")
-def test_200_clients_hear_each_broadcast_once_and_in_order():
-    count = times(250, 1000)
+def test_200_clients_hear_each_of_1000_broadcasts_once_and_in_order():
+    count = 1000
     with serve(workers=WORKERS) as site:
         speaker, *others = site.one_each(WORKERS)
         for other in others:

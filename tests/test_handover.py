@@ -111,7 +111,7 @@ def pre_request(worker, req):
 """
     form = "access %({gunicorn_sticky.slot}e)s %({gunicorn_sticky.key}e)s %(U)s"
     access = ("--access-logfile", "access.log", "--access-logformat", form)
-    requests = int(os.environ.get("STICKY_REQUESTS", "200"))
+    requests = int(os.environ.get("STICKY_REQUESTS", "500"))
     with Server(*BY_HEADER, "-w", str(workers), *access, "whoami:app", config=config) as server:
         slots = where(server)
         assert set(slots.values()) == set(range(workers))
