@@ -95,7 +95,7 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="gunicorn-sticky-")
         self.folder = Path(self._folder.name)
         self.config = self.folder / "gunicorn.conf.py"
-        self.config.write_text(config)
+        self.configure(config)
         self._log = self.folder / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -113,6 +113,16 @@ class Server:
                 start_new_session=True,
             )
         self.pid = self._session = self.process.pid
+
+    def configure(self, config: str) -> None:
+        """Write the configuration file, so that a reload reads it.
+
+        Python keeps what it has compiled for as long as a file has the same size and second of its last change.
+        """
+        changed = self.config.stat().st_mtime if self.config.exists() else 0
+        self.config.write_text(config)
+        if changed:
+            os.utime(self.config, (changed + 2, changed + 2))
 
     @property
     def log(self) -> str:

@@ -175,7 +175,7 @@ def test_other_headers():
             ("CF-Connecting-IP", "2001:db8::1", "2001:db8::/64"),
             ("X-Tenant", "acme", "acme"),
         ):
-            server.config.write_text(config.format(name))
+            server.configure(config.format(name))
             server.send_signal(signal.SIGHUP)
             headers = {name.upper(): value}
             wait_for(lambda: server.get(headers=headers).status == 200, f"the reload for {name}")  # noqa: B023

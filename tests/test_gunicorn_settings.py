@@ -168,7 +168,7 @@ def test_a_reload_changes_environment_and_pid_file():
         assert server.who()["environ"]["FIRST"] == "1"
         assert (server.folder / "pid1").exists()
         old = set(server.alive("worker"))
-        server.config.write_text(config.format(2))
+        server.configure(config.format(2))
         server.send_signal(signal.SIGHUP)
         wait_for(lambda: not old & set(server.alive("worker")), "the old workers to end")
         who = server.who()["environ"]

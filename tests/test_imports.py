@@ -100,10 +100,10 @@ def test_routing_is_pure(module: str):
 
 def test_the_tree_in_the_documentation():
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
-    tree = page.partition("```text\ngunicorn_sticky/\n")[2].partition("```")[0]
+    tree = page.partition("\n    gunicorn_sticky/\n")[2].partition("\n\n")[0]
     folder, shown = "", []
     for line in tree.splitlines():
-        indent, names = re.fullmatch(r"( +)(\S+(?:, \S+)*)  +.+", line).groups()  # type: ignore[union-attr]
+        indent, names = re.fullmatch(r"    ( +)(\S+(?:, \S+)*)  +.+", line).groups()  # type: ignore[union-attr]
         if names.endswith("/"):
             folder = names
             continue

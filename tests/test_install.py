@@ -246,10 +246,10 @@ def test_settings_in_the_config_file_and_after_a_reload(installed):
     config = "worker_class = 'gunicorn_sticky.GeventStickyWorker'\nsticky_by = '{}'\n"
     with installed.serve("gunicorn", "whoami:app", config=config.format("ip")) as server:
         assert server.who(headers=FORWARDED, source="127.0.0.9")["key"] == "127.0.0.9"
-        server.config.write_text(config.format("header"))
+        server.configure(config.format("header"))
         server.send_signal(signal.SIGHUP)
         wait_for(lambda: keyed_by_header(server), "the reload")
-        server.config.write_text(config.format("ip"))
+        server.configure(config.format("ip"))
         server.send_signal(signal.SIGHUP)
         wait_for(lambda: not keyed_by_header(server), "the second reload")
         assert server.stop() == 0

@@ -308,7 +308,7 @@ def test_slots_over_reload_resize_and_end():
         server.send_signal(signal.SIGHUP)
         wait_for_slot(server, 0, *BOOTED, "INFO ready 1")
         wait_for_slot(server, 1, *BOOTED, "INFO ready 1")
-        server.config.write_text(f"{config}\nsticky_by = 'session'")
+        server.configure(f"{config}\nsticky_by = 'session'")
         server.send_signal(signal.SIGHUP)
         server.wait_for_log(r"Sticky sessions by session \(query:sid\); balance: least-connections; slots: 2$")
         wait_for_slot(server, 1, *BOOTED, "INFO ready 1", "INFO ready 2")

@@ -272,7 +272,7 @@ def test_reload_with_another_number_of_workers():
     with Server(*STICKY, "whoami:app", config=config.format(2)) as server:
         assert set(slots(server).values()) == {0, 1}
         for count in (4, 3):
-            server.config.write_text(config.format(count))
+            server.configure(config.format(count))
             dispatchers = len(server.booted("dispatcher"))
             server.send_signal(signal.SIGHUP)
             server.wait_for_log("Booting dispatcher", count=dispatchers + 1)
@@ -285,7 +285,7 @@ def test_reload_with_another_address():
     with Server(*STICKY, "-w", "1", "whoami:app", bind=None, config="bind = '127.0.0.1:0'") as server:
         old = server.port
         slots(server)
-        server.config.write_text("bind = ['127.0.0.1:0', '127.0.0.2:0']")
+        server.configure("bind = ['127.0.0.1:0', '127.0.0.2:0']")
         server.send_signal(signal.SIGHUP)
         new = server.wait_for_log(r"Listening at: http://127\.0\.0\.1:(\d+),http://127\.0\.0\.2:(\d+)$")
         assert int(new.group(1)) != old
@@ -635,7 +635,7 @@ dispatcher.run = tell
 """
     with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
         server.wait_for_log("patience: inf$")
-        server.config.write_text(config.replace("timeout = 0", "timeout = 7"))
+        server.configure(config.replace("timeout = 0", "timeout = 7"))
         server.send_signal(signal.SIGHUP)
         server.wait_for_log("patience: 7$")
 

@@ -531,7 +531,7 @@ def test_reload_to_another_worker_class_stays_sticky():
     config = "worker_class = '{}'\nworkers = 1\n"
     with Server("whoami:app", config=config.format(STICKY[1])) as server:
         before = server.who(source="127.0.0.9")
-        server.config.write_text(config.format("sync"))
+        server.configure(config.format("sync"))
         server.send_signal(signal.SIGHUP)
         line = server.wait_for_log(r".*\[ERROR\].*").group()
         assert "GeventStickyWorker" in line
@@ -546,7 +546,7 @@ def test_reload_to_a_contradiction_stops_in_order():
     config = f"worker_class = '{STICKY[1]}'\nworkers = 1\nsticky_by = 'ip'\n"
     with Server("whoami:app", config=config) as server:
         server.who()
-        server.config.write_text(config + "sticky_proxy = True\n")
+        server.configure(config + "sticky_proxy = True\n")
         server.send_signal(signal.SIGHUP)
         assert server.process.wait(PATIENCE) == 1
         assert "contradicts" in server.log
@@ -560,7 +560,7 @@ def test_reload_cannot_make_a_server_sticky():
     config = "worker_class = '{}'\nworkers = 1\n"
     with Server("whoami:app", config=config.format("gevent")) as server:
         server.who()
-        server.config.write_text(config.format(STICKY[1]))
+        server.configure(config.format(STICKY[1]))
         server.send_signal(signal.SIGHUP)
         assert server.process.wait(PATIENCE) == 1
         assert "restart" in server.log

@@ -207,13 +207,13 @@ def test_a_reload_keeps_the_agent():
         config = f"statsd_host = {host!r}\nworkers = 1\n"
         with Server(*STICKY, "whoami:app", config=config) as server:
             wait_for(lambda: first.read().gauges.get("slots_ready") == 1, "the worker")
-            server.config.write_text(config.replace(host, other))
+            server.configure(config.replace(host, other))
             server.send_signal(signal.SIGHUP)
             wait_for(lambda: first.read().counters["slot.0.restarts"] == 1, "its successor")
             assert not second.read().gauges
     with Server(*STICKY, "whoami:app", config="workers = 1\n") as server, agent(("127.0.0.1", 0)) as (heard, host):
         server.wait_for_log("Booting dispatcher")
-        server.config.write_text(f"statsd_host = {host!r}\nworkers = 1\n")
+        server.configure(f"statsd_host = {host!r}\nworkers = 1\n")
         server.send_signal(signal.SIGHUP)
         server.wait_for_log("Booting worker", count=2)
         wait_for(lambda: len(server.alive("worker")) == 1, "the old worker's end")

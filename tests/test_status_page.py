@@ -259,6 +259,7 @@ def test_below_a_path_behind_nginx_with_a_password(tmp_path: Path):
         assert "502" in opened.wait_for_state("no answer")["silence"]
 
 
+@pytest.mark.load
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_thousand_slots_some_of_them_odd(width: int):
     with well() as site:

@@ -384,7 +384,7 @@ def test_a_reload_changes_the_address():
     ):
 
         def reload(address: str) -> None:
-            server.config.write_text(f"sticky_status = {address!r}")
+            server.configure(f"sticky_status = {address!r}")
             known = server.booted("worker")
             server.send_signal(signal.SIGHUP)
             wait_for(lambda: len(set(server.alive("worker")) - set(known)) == 1, "a new worker")

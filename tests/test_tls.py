@@ -123,7 +123,7 @@ def test_a_reload_takes_a_new_certificate(tls: Path):
     with Server(*STICKY, "whoami:app", config=config.format(tls, "server")) as server:
         before = slots(tls, server.port)
         assert "CN=server" in subject(tls, server.port)
-        server.config.write_text(config.format(tls, "other"))
+        server.configure(config.format(tls, "other"))
         server.send_signal(signal.SIGHUP)
         wait_for(lambda: "CN=other" in subject(tls, server.port), "the new certificate")
         assert slots(tls, server.port) == before

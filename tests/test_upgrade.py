@@ -126,11 +126,11 @@ def test_the_old_master_may_go_before_the_new_one_is_ready():
 def test_an_upgrade_that_fails_changes_nothing():
     with serving("whoami:app") as server:
         old = pids(server)
-        server.config.write_text("raise RuntimeError('a broken configuration')")
+        server.configure("raise RuntimeError('a broken configuration')")
         server.send_signal(signal.SIGUSR2)
         server.wait_for_log("a broken configuration")
         assert pids(server) == old
-        server.config.write_text("")
+        server.configure("")
         # The old master ignores the signal until it has noticed the end of the other one.
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
         wait_for(lambda: len(children.read_text().split()) == 3, "the end of the new master")
@@ -310,7 +310,7 @@ def test_an_idle_connection_leads_to_the_master_in_charge():
         wait_for(lambda: len(set(fresh())) == 2, "both workers")
         old = fresh()
         assert where() == old
-        server.config.write_text("workers = 3")
+        server.configure("workers = 3")
         new = Master(server)
         assert set(where()) == new.workers
         assert where() == fresh()

@@ -135,10 +135,10 @@ class Chain:
         """Start a new master that cannot read its configuration."""
         if self.new:
             return
-        self.server.config.write_text("raise RuntimeError('a broken configuration')")
+        self.server.configure("raise RuntimeError('a broken configuration')")
         self.upgrade("fork")
         wait_for(lambda: not is_running(self.new), "the new master to end")
-        self.server.config.write_text("")
+        self.server.configure("")
         self._new_is_gone()
 
     def _new_is_gone(self) -> None:

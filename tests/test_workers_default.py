@@ -66,11 +66,11 @@ def test_one_that_was_asked_for(args: Sequence[str], config: str, env: Mapping[s
 def test_a_reload_gives_and_omits_the_number():
     with Server(*STICKY, "whoami:app", config="workers = 3\n") as server:
         workers(server, 3)
-        server.config.write_text("")
+        server.configure("")
         server.send_signal(signal.SIGHUP)
         server.wait_for_log(LINE)
         workers(server, configuration.available_cpus())
-        server.config.write_text("workers = 3\n")
+        server.configure("workers = 3\n")
         server.send_signal(signal.SIGHUP)
         workers(server, 3)
 
