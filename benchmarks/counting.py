@@ -1,4 +1,4 @@
-"""What counting (gunicorn_sticky/figures.py) costs: its share of a request's CPU time.
+"""What counting (gunicorn_sticky/shared/metrics.py) costs: its share of a request's CPU time.
 
 That is too little to be seen by comparing a server that counts with one that does not: two of the same differ by more.
 So the share is a product. Each part of it is measured here, in the same run:
@@ -38,7 +38,7 @@ from gunicorn.http.parser import RequestParser
 from harness import STICKY, Server, wait_for
 from report import Spread
 
-from gunicorn_sticky.shared.figures import CONNECTIONS, DISPATCHED, REQUESTS, Figures, Row
+from gunicorn_sticky.shared.metrics import CONNECTIONS, DISPATCHED, REQUESTS, Figures, Row
 from gunicorn_sticky.workers.config import CachedConfig
 
 #: The share of a request's CPU time that counting may take.

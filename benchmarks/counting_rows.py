@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from gunicorn_sticky.shared.figures import Figures
+from gunicorn_sticky.shared.metrics import Figures
 
 WRITERS = ("worker", "dispatcher")
 

@@ -18,9 +18,10 @@ from harness import BIN, PATIENCE, STICKY, Server, addresses, wait_for
 from test_status import run, status
 
 from gunicorn_sticky.shared import board as boards
-from gunicorn_sticky.shared import figures, memory
+from gunicorn_sticky.shared import memory
+from gunicorn_sticky.shared import metrics as figures
 from gunicorn_sticky.shared.board import MAX_SLOTS, REQUEST, RUNNING, SEATS, STOPPED, STOPPING, Board, MasterBoard
-from gunicorn_sticky.shared.figures import Figures, Row
+from gunicorn_sticky.shared.metrics import Figures, Row
 from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.snapshot import find, slot_state
 

@@ -12,7 +12,7 @@ import pytest
 from gunicorn_sticky.routing.session_ids import OWNERS, TAG, Ids
 from gunicorn_sticky.sessions.minting import Minter, own_id, session_id
 from gunicorn_sticky.shared import current
-from gunicorn_sticky.shared.figures import MINTED, Figures
+from gunicorn_sticky.shared.metrics import MINTED, Figures
 
 SECRET = bytes(range(16))
 ALPHABET = string.ascii_letters + string.digits + "-_"

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from harness import APPS, PATIENCE, STICKY, TESTS, Server, addresses, wait_for
 
-from gunicorn_sticky.shared import figures
+from gunicorn_sticky.shared import metrics as figures
 from gunicorn_sticky.shared.board import SEATS, Board
-from gunicorn_sticky.shared.figures import Figures
+from gunicorn_sticky.shared.metrics import Figures
 from gunicorn_sticky.status import statsd
 from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.statsd import Reporter

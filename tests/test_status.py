@@ -242,7 +242,7 @@ def work():
 FAKE = """
 import fcntl, os, sys, time
 from gunicorn_sticky.shared import board
-from gunicorn_sticky.shared import figures
+from gunicorn_sticky.shared import metrics as figures
 def seal(fd):
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 def fill(fd):

@@ -27,9 +27,10 @@ from .. import configuration, settings
 from ..broadcast.cluster import Cluster
 from ..routing.hashing import SECRET_SIZE
 from ..routing.session_ids import OWNERS
-from ..shared import figures, logs
+from ..shared import logs
+from ..shared import metrics as figures
 from ..shared.board import RUNNING, STOPPED, STOPPING, MasterBoard
-from ..shared.figures import Figures, Row
+from ..shared.metrics import Figures, Row
 from ..status.listener import StatusSocket
 from ..status.snapshot import Server
 from ..status.statsd import Reporter

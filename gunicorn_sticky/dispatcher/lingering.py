@@ -6,8 +6,8 @@ import time
 from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
 from typing import Any
 
-from ..shared.figures import REFUSED_BY, Row
 from ..shared.limited_log import LimitedLog
+from ..shared.metrics import REFUSED_BY, Row
 from ..shared.refusals import LINGER, Refusal, name
 from ..shared.unpatched import BareSocket
 from .poller import HANGUP, READABLE, Events
@@ -18,7 +18,7 @@ class Lingering:
 
     Args:
         tls: whether clients speak TLS, so that nobody here could answer
-        figures: the dispatcher's row, see figures.py
+        figures: the dispatcher's row, see shared/metrics.py
     """
 
     def __init__(self, events: Events, log: LimitedLog, tls: bool, figures: Row) -> None:

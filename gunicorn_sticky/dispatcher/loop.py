@@ -30,8 +30,8 @@ from ..routing.affinity import Affinity, reader
 from ..routing.key import IP, peer_key
 from ..shared.board import RUNNING, Board
 from ..shared.channel import Channel, ConnectionInfo
-from ..shared.figures import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, Row
 from ..shared.limited_log import LimitedLog
+from ..shared.metrics import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, Row
 from ..shared.refusals import FULL_WORKER, NO_WORKER, Refusal
 from ..shared.unpatched import BareSocket, sleep
 from .balancing import Channels, HashRoute, SessionRoute
@@ -84,7 +84,7 @@ class Plan:
     slot_timeout: float
     #: Number of connections that a full channel may hold up.
     backlog: int
-    #: The dispatcher's row, see figures.py.
+    #: The dispatcher's row, see shared/metrics.py.
     figures: Row
 
 

@@ -16,8 +16,8 @@ from ..routing.affinity import Missing, Reader
 from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.proxy_protocol import Malformed
 from ..shared.channel import ConnectionInfo
-from ..shared.figures import BY, Row
 from ..shared.limited_log import LimitedLog
+from ..shared.metrics import BY, Row
 from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_MANY, TOO_SLOW, Refusal, name
 from ..shared.unpatched import BareSocket
 from .lingering import Lingering
@@ -53,7 +53,7 @@ class Peeking:
         patience: seconds for a connection to show it
         dispatch: called with the descriptor of a connection and its info
         lingering: refuses
-        figures: the dispatcher's row, see figures.py
+        figures: the dispatcher's row, see shared/metrics.py
     """
 
     def __init__(

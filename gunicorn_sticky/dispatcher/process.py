@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from ..shared.figures import PID
+from ..shared.metrics import PID
 from .loop import Dispatcher, Plan
 from .tracing import TracingDispatcher
 

@@ -9,7 +9,7 @@ from ..routing.affinity import Affinity
 from ..routing.key import Key
 from ..shared.board import SEATS
 from ..shared.channel import Channel, ConnectionInfo
-from ..shared.figures import HANDED_BACK, MOVED
+from ..shared.metrics import HANDED_BACK, MOVED
 from ..shared.refusals import name
 from .balancing import Channels
 from .loop import Dispatcher

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..routing.session_ids import Ids
 from ..shared import current
-from ..shared.figures import MINTED, Row
+from ..shared.metrics import MINTED, Row
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Minter:
     ids: Ids
     #: The worker's number.
     owner: int
-    #: The worker's row, see figures.py.
+    #: The worker's row, see shared/metrics.py.
     figures: Row
 
     def mint(self, text: str) -> str:

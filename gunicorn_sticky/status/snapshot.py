@@ -1,4 +1,4 @@
-"""How a server is at this moment: what its figures (figures.py), its board (board.py) and /proc say."""
+"""How a server is at this moment: what its figures (metrics.py), its board (board.py) and /proc say."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from ..routing.key import SOURCES
 from ..shared import board as boards
-from ..shared import figures as tables
+from ..shared import metrics as tables
 from ..shared.board import SEATS, Board
-from ..shared.figures import DISPATCHER, DISPATCHERS, REFUSALS, WORKER, Figures
 from ..shared.memory import is_sealed
+from ..shared.metrics import DISPATCHER, DISPATCHERS, REFUSALS, WORKER, Figures
 
 #: How a slot and its workers are; beside "down", for a slot that has none.
 STARTING, READY, DRAINING, DOWN = "starting", "ready", "draining", "down"

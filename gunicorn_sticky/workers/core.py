@@ -25,8 +25,8 @@ from ..sessions import engineio
 from ..sessions.minting import Minter
 from ..shared import current
 from ..shared.board import RUNNING
-from ..shared.figures import PID
 from ..shared.limited_log import LimitedLog
+from ..shared.metrics import PID
 from ..shared.refusals import Refusal, name
 from ..shared.unpatched import close
 from .config import CachedConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ..shared.board import REQUEST, SESSION
-from ..shared.figures import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
+from ..shared.metrics import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
 from .seat import Seat
 from .served import Served
 

@@ -10,7 +10,7 @@ import time
 
 import gevent
 
-from gunicorn_sticky.shared import figures
+from gunicorn_sticky.shared import metrics as figures
 
 #: Set by a hook of Gunicorn's.
 WORKER = None
