@@ -3,8 +3,8 @@
 That is too little to be seen by comparing a server that counts with one that does not: two of the same differ by more.
 So the share is a product. Each part of it is measured here, in the same run:
 
-- additions: how many writes to the figures a request causes, in the worker and in the dispatcher. They are counted, by
-  a server whose figures have a counter around them.
+- additions: how many numbers a request changes, in the worker and in the dispatcher. They are counted, by
+  a server that counts them.
 - time of one: what the worker's four take, done between two requests' heads that Gunicorn's parser parses, and compared
   with the same without them. On their own, in a loop, they would be faster than they are among other work.
 - CPU of a request: of all processes of a server as it is, while it answers as much as it can. That is when a request
@@ -38,7 +38,7 @@ from gunicorn.http.parser import RequestParser
 from harness import STICKY, Server, wait_for
 from report import Spread
 
-from gunicorn_sticky.shared.metrics import CONNECTIONS, DISPATCHED, REQUESTS, Figures, Row
+from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.workers.config import CachedConfig
 
 #: The share of a request's CPU time that counting may take.
@@ -77,7 +77,7 @@ class Addition:
     """Measures the time of one addition."""
 
     def __init__(self) -> None:
-        self._figures = Row(Figures().worker(0))
+        self._metrics = Metrics().worker(0)
         self._cfg = CachedConfig(Config())
 
     def _parse(self) -> None:
@@ -90,10 +90,10 @@ class Addition:
     def _with(self) -> None:
         for _ in range(HEADS):
             self._parse()
-            self._figures[CONNECTIONS] += 1
-            self._figures[DISPATCHED] += 1
-            self._figures[REQUESTS] += 1
-            self._figures[CONNECTIONS] -= 1
+            self._metrics.connections.inc()
+            self._metrics.dispatched.inc()
+            self._metrics.requests.inc()
+            self._metrics.connections.dec()
 
     def seconds(self) -> float:
         """Return the median of all comparisons."""

@@ -1,6 +1,7 @@
-"""For the gunicorn.conf.py of a server with one worker: counts what is written to the rows of its figures.
+"""For the gunicorn.conf.py of a server with one worker: counts what is written to its metrics.
 
-Who writes has a wrapper around its row, and a cell in the file that COUNTING names. Slower than the server as it is.
+Who writes has a wrapper around each cell of its row, and a cell in the file that COUNTING names. Slower than the server
+as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from gunicorn_sticky.shared.metrics import Figures
+from gunicorn_sticky.shared.metrics import Metrics
 
 WRITERS = ("worker", "dispatcher")
 
@@ -21,23 +22,26 @@ def cells(path: str) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 8 * len(WRITERS))).cast("Q")
 
 
-class Row:
-    def __init__(self, row: memoryview, counts: memoryview, writer: int) -> None:
-        self._row, self._counts, self._writer = row, counts, writer
+class Cell:
+    def __init__(self, cell: memoryview, counts: memoryview, writer: int) -> None:
+        self._cell, self._counts, self._writer = cell, counts, writer
 
-    def __getitem__(self, cell: int) -> int:
-        return self._row[cell]
-
-    def __setitem__(self, cell: int, value: int) -> None:
+    def __setitem__(self, place: int, value: int) -> None:
         self._counts[self._writer] += 1
-        self._row[cell] = value
+        self._cell[place] = value
 
 
 def install() -> None:
     counts = cells(os.environ["COUNTING"])
 
-    def counted(method: Callable[[Any, int], memoryview], writer: int) -> Any:
-        return lambda self, number: Row(method(self, number), counts, writer)
+    def counted(method: Callable[[Any, int], Any], writer: int) -> Any:
+        def row(metrics: Metrics, number: int) -> Any:
+            found = method(metrics, number)
+            for each in found:
+                each.cell = Cell(each.cell, counts, writer)
+            return found
+
+        return row
 
     for writer, name in enumerate(WRITERS):
-        setattr(Figures, name, counted(getattr(Figures, name), writer))
+        setattr(Metrics, name, counted(getattr(Metrics, name), writer))

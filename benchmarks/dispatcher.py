@@ -40,7 +40,7 @@ from gunicorn_sticky.dispatcher.process import run
 from gunicorn_sticky.routing.affinity import Affinity
 from gunicorn_sticky.shared.board import SEATS, Board
 from gunicorn_sticky.shared.channel import Channel
-from gunicorn_sticky.shared.metrics import Figures, Row
+from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.workers.parser import refuser
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -137,7 +137,7 @@ class Rig:
                 header_timeout=FOREVER,
                 slot_timeout=FOREVER,
                 backlog=RUSH,
-                figures=Row(Figures().dispatcher(0)),
+                metrics=Metrics().dispatcher(0),
             )
             run(plan, logging.getLogger(), lambda: None)
         except Exception:

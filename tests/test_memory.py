@@ -19,9 +19,8 @@ from test_status import run, status
 
 from gunicorn_sticky.shared import board as boards
 from gunicorn_sticky.shared import memory
-from gunicorn_sticky.shared import metrics as figures
 from gunicorn_sticky.shared.board import MAX_SLOTS, REQUEST, RUNNING, SEATS, STOPPED, STOPPING, Board, MasterBoard
-from gunicorn_sticky.shared.metrics import Figures, Row
+from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.snapshot import find, slot_state
 
@@ -94,7 +93,7 @@ def test_a_worker_that_writes_all_over_it(by: str, pattern: bytes):
         others = set(server.alive("worker"))
         (server.folder / "scribble").write_bytes(pattern)
         written = wait_for(lambda: (path := server.folder / "scribbling").exists() and path.read_text(), "garbage")
-        assert len(re.findall("gunicorn-sticky-(?:board|figures|rings)", written)) == 3
+        assert len(re.findall("gunicorn-sticky-(?:board|metrics|rings)", written)) == 3
         for _ in range(2):
             run("--json")
         victim = server.alive("worker")[-1]
@@ -117,7 +116,7 @@ def test_a_worker_that_writes_all_over_it(by: str, pattern: bytes):
         def pids() -> set[int]:
             return {worker["pid"] for slot in status(server)["slots"] for worker in slot["workers"]}
 
-        wait_for(lambda: pids() == set(server.alive("worker")), "the workers to write their figures again")
+        wait_for(lambda: pids() == set(server.alive("worker")), "the workers to write their numbers again")
         assert seen["dispatcher"]["pid"] in server.alive("dispatcher")
         assert sum(slot["restarts"] for slot in seen["slots"]) == 1
         known = set(server.alive("worker"))
@@ -245,7 +244,7 @@ def test_a_worker_that_has_claimed_its_slot_and_is_gone_is_not_followed_by_its_p
     assert board.active_seat(0) == board.shared().active_seat(0) == 1
 
 
-# --- the figures ---
+# --- the metrics ---
 
 
 def test_loads_that_have_been_overwritten_begin_anew(board: MasterBoard):
@@ -263,22 +262,25 @@ def test_loads_that_have_been_overwritten_begin_anew(board: MasterBoard):
 
 
 def test_a_row_is_what_its_writer_has_counted():
-    table = Figures()
-    row = figures.begin(table.worker(3), gauges=1)
-    row[figures.REQUESTS] += 5
+    table = Metrics()
+    row = table.worker(3)
+    row.starts()
+    for _ in range(5):
+        row.requests.inc()
     for garbage in (0, 7, MOST):
-        for cell in range(len(figures.WORKER)):
-            table.worker(3)[cell] = garbage
-        row[figures.REQUESTS] += 1
-        row[figures.CONNECTIONS] += 1
-        row[figures.CONNECTIONS] -= 1
+        for number in table.worker(3):
+            number.cell[0] = garbage
+        row.requests.inc()
+        row.connections.inc()
+        row.connections.dec()
         row.show()
-        assert list(table.worker(3))[1:] == [row[cell] for cell in range(1, len(figures.WORKER))]
-    assert row[figures.REQUESTS] == 8
-    table.worker(3)[figures.REQUESTS] = MOST
-    successor = figures.begin(table.worker(3), gauges=1)
-    successor[figures.REQUESTS] += 1
-    assert table.worker(3)[figures.REQUESTS] == 1
+        assert [number.cell[0] for number in table.worker(3)] == [number.value for number in row]
+    assert row.requests.value == 8
+    row.requests.cell[0] = MOST
+    successor = table.worker(3)
+    successor.starts()
+    successor.requests.inc()
+    assert table.worker(3).requests.value == 1
 
 
 def test_whatever_is_counted_can_be_shown(board: MasterBoard):
@@ -287,11 +289,11 @@ def test_whatever_is_counted_can_be_shown(board: MasterBoard):
     from gunicorn_sticky.status.statsd import metrics
     from gunicorn_sticky.status.terminal import _page
 
-    table, shared = Figures(), board.shared()
+    table, shared = Metrics(), board.shared()
     for garbage in (1, 1 << 62, MOST):
         for row in (table.master(), *map(table.slot, range(3)), *map(table.worker, range(9)), table.dispatcher(0)):
-            for cell in range(len(row)):
-                row[cell] = garbage
+            for number in row:
+                number.cell[0] = garbage
         seen = Status(table, shared).status()
         assert list(metrics(seen))
         with open(os.devnull, "w") as nowhere:
@@ -299,21 +301,22 @@ def test_whatever_is_counted_can_be_shown(board: MasterBoard):
 
 
 def test_the_newest_dispatcher_is_the_one_made_last_whatever_the_clock_says(board: MasterBoard):
-    table, now = Figures(), time.time_ns()
+    table, now = Metrics(), time.time_ns()
     for number, (pid, started) in enumerate([(os.getppid(), now), (os.getpid(), now - 3600 * 10**9)]):
-        row = figures.begin(table.dispatcher(number), gauges=3)
-        row[figures.PID], row[figures.STARTED] = pid, started
-    table.master()[figures.DISPATCHERS_MADE] = 2
+        row = table.dispatcher(number)
+        row.pid.set(pid)
+        row.started.set(started)
+    table.master().dispatchers.set(2)
     assert Status(table, board.shared()).status()["dispatcher"]["pid"] == os.getpid()
-    row[figures.STARTED] = now + 3600 * 10**9
+    row.started.set(now + 3600 * 10**9)
     assert Status(table, board.shared()).status()["dispatcher"]["age"] == 0
 
 
 def test_cpu_time_is_not_counted_in_ticks(board: MasterBoard):
     """A dispatcher's second with few connections is less than the 10 ms of a tick."""
-    table = Figures()
-    table.master()[figures.DISPATCHERS_MADE] = 1
-    figures.begin(table.dispatcher(0), gauges=3)[figures.PID] = os.getpid()
+    table = Metrics()
+    table.master().dispatchers.set(1)
+    table.dispatcher(0).pid.set(os.getpid())
     server = Status(table, board.shared())
     before = server.status()["dispatcher"]["cpu_seconds"]
     spent = time.process_time()
@@ -329,9 +332,9 @@ def test_cpu_time_where_processes_have_no_clocks(board: MasterBoard, monkeypatch
         raise OSError
 
     monkeypatch.setattr(time, "clock_gettime", clock_gettime)
-    table = Figures()
-    table.master()[figures.DISPATCHERS_MADE] = 1
-    figures.begin(table.dispatcher(0), gauges=3)[figures.PID] = os.getpid()
+    table = Metrics()
+    table.master().dispatchers.set(1)
+    table.dispatcher(0).pid.set(os.getpid())
     seen = Status(table, board.shared()).status()["dispatcher"]["cpu_seconds"]
     assert abs(seen - time.process_time()) < 1
 
@@ -378,9 +381,9 @@ def test_nobody_can_cut_it_off_or_forbid_to_write():
 
 
 def test_rows_are_of_their_own():
-    table = Figures()
-    first, second = Row(table.slot(0)), Row(table.slot(1))
-    first[figures.WORKERS] = 1
-    second[figures.WORKERS] = 2
+    table = Metrics()
+    first, second = table.slot(0), table.slot(1)
+    first.waiting.set(1)
+    second.waiting.set(2)
     first.show()
-    assert (table.slot(0)[figures.WORKERS], table.slot(1)[figures.WORKERS]) == (1, 2)
+    assert (table.slot(0).waiting.value, table.slot(1).waiting.value) == (1, 2)

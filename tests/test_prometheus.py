@@ -254,14 +254,7 @@ def test_without_the_client_library(tmp_path: Path):
 # --- the page, the alerts and the dashboard ---
 
 
-@shared
-def test_the_page_lists_what_there_is(quiet: Scraped):
-    rows = [
-        f"| `{family.samples[0].name}` | {family.type} | "
-        f"{', '.join(f'`{name}`' for name in sorted(family.samples[0].labels))} | {family.documentation} |"
-        for family in quiet.families()
-    ]
-    assert [line for line in PAGE.splitlines() if line.startswith("| `gunicorn_sticky_")] == rows
+def test_the_page_lists_the_alerts():
     assert re.findall(r"^\| `(\w+)` \| (critical|warning) \|", PAGE, re.MULTILINE) == [
         (rule["alert"], rule["labels"]["severity"]) for rule in RULES
     ]

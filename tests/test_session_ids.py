@@ -12,7 +12,7 @@ import pytest
 from gunicorn_sticky.routing.session_ids import OWNERS, TAG, Ids
 from gunicorn_sticky.sessions.minting import Minter, own_id, session_id
 from gunicorn_sticky.shared import current
-from gunicorn_sticky.shared.metrics import MINTED, Figures
+from gunicorn_sticky.shared.metrics import Metrics
 
 SECRET = bytes(range(16))
 ALPHABET = string.ascii_letters + string.digits + "-_"
@@ -139,22 +139,22 @@ def test_session_id_outside_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
-    row = Figures().worker(0)
-    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, row))
+    minted = Metrics().worker(0).minted
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted))
     assert session_id("mine") == Ids(SECRET).tag("mine", 9)
     assert len(session_id()) == 22 + TAG
     assert session_id() != session_id()
     assert Ids(SECRET).owner(session_id().encode()) == 9
-    assert row[MINTED] == 5
+    assert minted.value == 5
 
 
 def test_an_id_is_tagged_once_for_its_worker(monkeypatch: pytest.MonkeyPatch):
-    row = Figures().worker(0)
-    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, row))
+    minted = Metrics().worker(0).minted
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted))
     mine, others = Ids(SECRET).tag("mine", 9), Ids(SECRET).tag("mine", 8)
     assert own_id("größe") == Ids(SECRET).tag("größe", 9)
     assert own_id(mine) == mine
     assert own_id(others) == Ids(SECRET).tag(others, 9)
-    assert row[MINTED] == 2
+    assert minted.value == 2
     monkeypatch.setattr(current, "minter", None)
     assert own_id("mine") == "mine"

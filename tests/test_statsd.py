@@ -1,4 +1,4 @@
-"""The figures as metrics, by Gunicorn's statsd logger."""
+"""The status, by Gunicorn's statsd logger."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import APPS, PATIENCE, STICKY, TESTS, Server, addresses, wait_for
+from harness import APPS, PATIENCE, STICKY, Server, addresses, wait_for
 
-from gunicorn_sticky.shared import metrics as figures
 from gunicorn_sticky.shared.board import SEATS, Board
-from gunicorn_sticky.shared.metrics import Figures
+from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.status import statsd
 from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.statsd import Reporter
@@ -28,7 +27,6 @@ from gunicorn_sticky.status.statsd import Reporter
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(24)
-ROW = re.compile(r"\| `gunicorn\.sticky\.(\S+)` \| (gauge|counter) \|")
 
 
 class Agent:
@@ -79,7 +77,7 @@ def agent(address: Any, **kwargs: str) -> Iterator[tuple[Agent, str]]:
 
 
 @pytest.mark.parametrize("options", ["udp", "udp with prefix and tags", "unix"])
-def test_figures_are_sent(options: str, tmp_path: Path):
+def test_metrics_are_sent(options: str, tmp_path: Path):
     address = str(tmp_path / "agent") if options == "unix" else ("127.0.0.1", 0)
     form, args = {}, ()
     if "prefix" in options:
@@ -260,16 +258,17 @@ class Rig:
     """A server of this process only, and its reporter."""
 
     def __init__(self) -> None:
-        self.figures, self.board, self.log = Figures(), Board(), Log()
+        self.metrics, self.board, self.log = Metrics(), Board(), Log()
         self.board.slots = self.board.count = 2
         for slot in range(2):
             self.board.take(slot * SEATS, slot + 1, slot + 1)
             self.board.activate(slot, slot * SEATS)
-            self.figures.worker(slot * SEATS)[figures.PID] = os.getpid()
-        self.figures.master()[figures.DISPATCHERS_MADE] = 1
-        figures.begin(self.figures.dispatcher(0), gauges=3)
-        self.figures.dispatcher(0)[figures.PID] = os.getpid()
-        self.status = Status(self.figures, self.board)
+            self.metrics.worker(slot * SEATS).pid.set(os.getpid())
+        self.metrics.master().dispatchers.set(1)
+        dispatcher = self.metrics.dispatcher(0)
+        dispatcher.starts()
+        dispatcher.pid.set(os.getpid())
+        self.status = Status(self.metrics, self.board)
         self.reporter = Reporter(self.log, self.status)
 
 
@@ -290,9 +289,9 @@ def test_once_a_second(rig: Rig, monkeypatch: pytest.MonkeyPatch):
 def test_counters_are_sent_as_what_has_been_added(rig: Rig):
     rig.reporter.report()
     assert set(rig.log.take("counter")) <= {f"gunicorn.sticky.{of}.cpu_ms" for of in ("slot.0", "slot.1", "dispatcher")}
-    row = rig.figures.worker(0)
+    requests = rig.metrics.worker(0).requests
     for total, expected in ((3, 3), (3, None), (10, 7), (1, None), (2, 1)):
-        row[figures.REQUESTS] = total
+        requests.cell[0] = total
         rig.reporter.report()
         assert rig.log.take("counter").get("gunicorn.sticky.slot.0.requests") == expected
 
@@ -309,16 +308,8 @@ def test_cpu_time_begins_anew_with_a_process(rig: Rig):
 
 def test_who_is_not_in_charge_tells_no_gauges(rig: Rig):
     rig.board.other().become_active_master()
-    rig.figures.worker(0)[figures.REQUESTS] = 5
+    rig.metrics.worker(0).requests.cell[0] = 5
     rig.reporter.report()
     sent = list(rig.log.sent)
     assert rig.log.take("gauge") == {}
     assert {"metric": "gunicorn.sticky.slot.0.requests", "value": 5, "mtype": "counter"} in sent
-
-
-def test_the_page_lists_all_metrics(rig: Rig):
-    page = (TESTS.parent / "docs" / "monitoring.md").read_text()
-    sent = {
-        (re.sub(r"slot\.\d+", "slot.N", metric.name), metric.type) for metric in statsd.metrics(rig.status.status())
-    }
-    assert set(ROW.findall(page)) == sent

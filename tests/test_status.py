@@ -29,7 +29,7 @@ CLIENTS = addresses(24)
 
 
 def status(server: Server) -> dict[str, Any]:
-    (found,) = wait_for(lambda: list(find(server.pid)), "the server's figures")
+    (found,) = wait_for(lambda: list(find(server.pid)), "the server's metrics")
     return found.status()
 
 
@@ -139,7 +139,7 @@ def test_sources_of_the_key_and_refusals():
         assert total(server, "refused") == 1
 
 
-def test_figures_go_on_when_processes_are_replaced():
+def test_counters_go_on_when_processes_are_replaced():
     with Server(*STICKY, "-w", "2", "whoami:app") as server:
         server.slots(CLIENTS)
         for kind in ("worker", "dispatcher"):
@@ -242,14 +242,14 @@ def work():
 FAKE = """
 import fcntl, os, sys, time
 from gunicorn_sticky.shared import board
-from gunicorn_sticky.shared import metrics as figures
+from gunicorn_sticky.shared import metrics
 def seal(fd):
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 def fill(fd):
-    if name == figures.NAME:
+    if name == metrics.NAME:
         os.pwrite(fd, os.getpid().to_bytes(8, sys.byteorder), 0)
 work = lambda: time.sleep(0.01)
-for name, size in ((figures.NAME, figures.SIZE), (board.NAME, board.SIZE)):
+for name, size in ((metrics.NAME, metrics.SIZE), (board.NAME, board.SIZE)):
     exec(sys.argv[1])
 if len(sys.argv) > 2:
     os.setuid(int(sys.argv[2]))

@@ -24,7 +24,7 @@ from test_proxies import nginx
 from test_status import sigstop
 from test_status_server import Site, well
 
-import gunicorn_sticky
+from gunicorn_sticky.status.page import PAGE
 
 pytestmark = pytest.mark.programs
 
@@ -103,7 +103,7 @@ def pretender(figures: Callable[[int], dict[str, Any]]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            kind, body = "text/html", (Path(gunicorn_sticky.__file__).parent / "status" / "page.html").read_bytes()
+            kind, body = "text/html", PAGE
             if self.path == "/status":
                 kind, body = "application/json", json.dumps(figures(next(looks))).encode()
             self.send_response(200)

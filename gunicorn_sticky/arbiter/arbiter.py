@@ -28,9 +28,8 @@ from ..broadcast.cluster import Cluster
 from ..routing.hashing import SECRET_SIZE
 from ..routing.session_ids import OWNERS
 from ..shared import logs
-from ..shared import metrics as figures
 from ..shared.board import RUNNING, STOPPED, STOPPING, MasterBoard
-from ..shared.metrics import Figures, Row
+from ..shared.metrics import Metrics, SlotRow
 from ..status.listener import StatusSocket
 from ..status.snapshot import Server
 from ..status.statsd import Reporter
@@ -92,11 +91,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         )
         #: Workers are numbered from here, so that no two masters that know each other have the same number.
         self._first_owner = inherited.owner if inherited else secrets.randbelow(OWNERS)
-        self._figures = Figures()
-        self._own_row = Row(self._figures.master())
+        self._metrics = Metrics()
+        self._own_row = self._metrics.master()
         #: The rows of the slots.
-        self._slot_rows: list[Row] = []
-        self._server = Server(self._figures, self._shared_board)
+        self._slot_rows: list[SlotRow] = []
+        self._server = Server(self._metrics, self._shared_board)
         self._statsd: Reporter | None = None
         self._slot_log = SlotLog(self._board)
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
@@ -132,7 +131,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
         self._sockets.open(self.cfg, self.log, _refuse)
-        self._own_row[figures.PID], self._own_row[figures.HALF] = os.getpid(), self._board.half
+        self._own_row.half.set(self._board.half)
+        self._own_row.pid.set(os.getpid())
         super().start()
         if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
             self._statsd = Reporter(self.log, self._server)
@@ -164,7 +164,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if victim:
             self.kill_worker(victim.pid, signal.SIGKILL)
         owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
-        row = figures.begin(self._figures.worker(number), gauges=1)
+        row = self._metrics.worker(number)
+        row.starts()
         seat = Seat(
             slot=slot,
             number=number,
@@ -176,15 +177,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             returns=self._channels.returns,
             cluster=self._cluster,
             cluster_socket=self._sockets.join,
-            figures=row,
+            metrics=row,
             leave=functools.partial(self._leave, slot, number),
         )
-        self._slot_rows[slot][figures.WORKERS] += 1
+        self._slot_rows[slot].starts()
         self._board.take(number, owner, self.worker_age + 1)
         self._crew.starts(slot, time.monotonic())
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
-            row[figures.PID] = pid = super().spawn_worker()
+            pid = super().spawn_worker()
+            row.pid.set(pid)
             return pid
         finally:
             self.worker_class = worker_class
@@ -201,7 +203,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _open_channels(self, count: int) -> None:
         self._channels.open(count, self._by_session())
         for slot in range(len(self._slot_rows), len(self._channels.slots)):
-            self._slot_rows.append(Row(self._figures.slot(slot)))
+            self._slot_rows.append(self._metrics.slot(slot))
         self._board.slots = len(self._channels.slots)
 
     def _leave(self, slot: int | None = None, seat: int | None = None) -> None:
@@ -238,7 +240,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does, and count what waits."""
         self._own_row.show()
         for slot, row in enumerate(self._slot_rows):
-            row[figures.WAITING] = self._channels.queued(slot)
+            row.waiting.set(self._channels.queued(slot))
             row.show()
         if self._statsd:
             self._statsd.report()
@@ -273,9 +275,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         slots = self._channels.slots
         self._board.count = count
         self._board.phase = RUNNING
-        number = self._own_row[figures.DISPATCHERS_MADE]
-        row = figures.begin(self._figures.dispatcher(number), gauges=3)
-        self._own_row[figures.DISPATCHERS_MADE] = number + 1
+        row = self._metrics.dispatcher(self._own_row.dispatchers.value)
+        row.starts()
+        self._own_row.dispatchers.inc()
         plan = Plan(
             parent=os.getpid(),
             affinity=configuration.affinity(self.cfg),
@@ -290,7 +292,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             header_timeout=self.cfg.sticky_header_timeout,
             slot_timeout=self.timeout or math.inf,
             backlog=self.cfg.backlog,
-            figures=row,
+            metrics=row,
         )
 
         def dispatch(heartbeat: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
 from typing import Any
 
 from ..shared.limited_log import LimitedLog
-from ..shared.metrics import REFUSED_BY, Row
+from ..shared.metrics import DispatcherRow
 from ..shared.refusals import LINGER, Refusal, name
 from ..shared.unpatched import BareSocket
 from .poller import HANGUP, READABLE, Events
@@ -18,14 +18,14 @@ class Lingering:
 
     Args:
         tls: whether clients speak TLS, so that nobody here could answer
-        figures: the dispatcher's row, see shared/metrics.py
+        metrics: the dispatcher's row
     """
 
-    def __init__(self, events: Events, log: LimitedLog, tls: bool, figures: Row) -> None:
+    def __init__(self, events: Events, log: LimitedLog, tls: bool, metrics: DispatcherRow) -> None:
         self._events = events
         self._log = log
         self._tls = tls
-        self._figures = figures
+        self._metrics = metrics
         #: By descriptor, in order of their deadlines.
         self._connections: dict[int, tuple[BareSocket, float]] = {}
 
@@ -42,7 +42,7 @@ class Lingering:
         """Answer a connection and close it, with one line in the log that names the setting to change."""
         status, message, setting = refusal
         self._log.warn(setting, "Refused a connection from %s: %d, %s", name(address), status, message)
-        self._figures[REFUSED_BY[status]] += 1
+        self._metrics.refused[status].inc()
         try:
             if self._tls:
                 connection.close()

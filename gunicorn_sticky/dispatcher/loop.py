@@ -31,7 +31,7 @@ from ..routing.key import IP, peer_key
 from ..shared.board import RUNNING, Board
 from ..shared.channel import Channel, ConnectionInfo
 from ..shared.limited_log import LimitedLog
-from ..shared.metrics import ACCEPTED, BY, FULL, HANDED_BACK, HELD, MOVED, PEEKING, Row
+from ..shared.metrics import Counter, DispatcherRow
 from ..shared.refusals import FULL_WORKER, NO_WORKER, Refusal
 from ..shared.unpatched import BareSocket, sleep
 from .balancing import Channels, HashRoute, SessionRoute
@@ -84,8 +84,8 @@ class Plan:
     slot_timeout: float
     #: Number of connections that a full channel may hold up.
     backlog: int
-    #: The dispatcher's row, see shared/metrics.py.
-    figures: Row
+    #: The dispatcher's row.
+    metrics: DispatcherRow
 
 
 @dataclass
@@ -124,8 +124,8 @@ class Dispatcher:
         self._events = Events()
         self._listeners: list[_Listener] = []
         self._accepting = False
-        self._figures = plan.figures
-        self._lingering = Lingering(self._events, self._limited, plan.tls, plan.figures)
+        self._metrics = plan.metrics
+        self._lingering = Lingering(self._events, self._limited, plan.tls, plan.metrics)
         self._peeking = Peeking(
             self._reader,
             plan.header_timeout,
@@ -133,7 +133,7 @@ class Dispatcher:
             self._events,
             self._lingering,
             self._limited,
-            plan.figures,
+            plan.metrics,
         )
         self._pending = Pending(plan.backlog, plan.slot_timeout, self._refuse_waiting, self._limited)
         self._resume_at: float | None = None
@@ -178,9 +178,10 @@ class Dispatcher:
                 self._clear_seats(self._route)  # last, so that nothing that was sent here is left behind at the end
 
     def _measure(self) -> None:
-        figures = self._figures
-        figures[PEEKING], figures[FULL], figures[HELD] = len(self._peeking), len(self._pending), self._pending.held()
-        figures.show()
+        self._metrics.peeking.set(len(self._peeking))
+        self._metrics.full.set(len(self._pending))
+        self._metrics.held.set(self._pending.held())
+        self._metrics.show()
 
     def _is_orphan(self) -> bool:
         return os.getppid() != self.plan.parent
@@ -219,7 +220,7 @@ class Dispatcher:
         if self.plan.other.goes_on:
             return False  # until it is active
         # Nobody comes after this one.
-        return not self._reroute(self.plan.channels.returns, HANDED_BACK) and self._idle()
+        return not self._reroute(self.plan.channels.returns, self._metrics.handed_back) and self._idle()
 
     def _idle(self) -> bool:
         return not (self._peeking or self._lingering or self._pending)
@@ -271,7 +272,7 @@ class Dispatcher:
         if not self.plan.board.is_active_master:
             return  # since a moment ago
         family = listener.socket.family
-        prefix, figures = self.plan.affinity.ipv6_prefix, self._figures
+        prefix, metrics = self.plan.affinity.ipv6_prefix, self._metrics
         for _ in range(ACCEPT_BATCH):
             try:
                 fd, address = listener.socket._accept()  # type: ignore[attr-defined]
@@ -282,11 +283,11 @@ class Dispatcher:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
-            figures[ACCEPTED] += 1
+            metrics.accepted.inc()
             if self._reader.needs_bytes(address):
                 self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), listener.name, address)
             else:
-                figures[BY + IP] += 1
+                metrics.keys[IP].inc()
                 self._dispatch(fd, ConnectionInfo(listener.name, address, peer_key(address, prefix)))
 
     def _make_room(self, error: OSError) -> None:
@@ -302,9 +303,9 @@ class Dispatcher:
         """Pass a new connection on, and close it here."""
         self._pending.pass_on(self._route.channel(info.key), fd, info)
 
-    def _dispatch_again(self, fd: int, info: ConnectionInfo, counter: int) -> None:
+    def _dispatch_again(self, fd: int, info: ConnectionInfo, counter: Counter) -> None:
         """Pass on a connection that was dispatched before; `counter` is where that counts."""
-        self._figures[counter] += 1
+        counter.inc()
         self._pending.pass_on(self._route.channel(info.key), fd, info)
 
     def _refuse_waiting(self, fd: int, info: ConnectionInfo) -> None:
@@ -330,13 +331,13 @@ class Dispatcher:
                         self._refuse(*received, refusal)
 
     def _move(self, channel: Channel, _events: int) -> None:
-        self._reroute(channel, MOVED)
+        self._reroute(channel, self._metrics.moved)
 
     def _take_back(self, _events: int) -> None:
         if self.plan.board.is_active_master:  # still
-            self._reroute(self.plan.channels.returns, HANDED_BACK)
+            self._reroute(self.plan.channels.returns, self._metrics.handed_back)
 
-    def _reroute(self, channel: Channel, counter: int) -> bool:
+    def _reroute(self, channel: Channel, counter: Counter) -> bool:
         """Dispatch anew what a removed slot has not taken, or a worker has handed back.
 
         Args:
@@ -369,6 +370,6 @@ class Dispatcher:
         for half in route.halves:
             for channel in half.deserted():
                 for _ in range(0, channel.queued(), ACCEPT_BATCH):
-                    self._reroute(channel, MOVED)
+                    self._reroute(channel, self._metrics.moved)
                 for fd, info in self._pending.clear(channel):
-                    self._dispatch_again(fd, info, MOVED)
+                    self._dispatch_again(fd, info, self._metrics.moved)

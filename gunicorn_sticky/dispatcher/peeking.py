@@ -17,7 +17,7 @@ from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.proxy_protocol import Malformed
 from ..shared.channel import ConnectionInfo
 from ..shared.limited_log import LimitedLog
-from ..shared.metrics import BY, Row
+from ..shared.metrics import DispatcherRow
 from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_MANY, TOO_SLOW, Refusal, name
 from ..shared.unpatched import BareSocket
 from .lingering import Lingering
@@ -53,7 +53,7 @@ class Peeking:
         patience: seconds for a connection to show it
         dispatch: called with the descriptor of a connection and its info
         lingering: refuses
-        figures: the dispatcher's row, see shared/metrics.py
+        metrics: the dispatcher's row
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Peeking:
         events: Events,
         lingering: Lingering,
         log: LimitedLog,
-        figures: Row,
+        metrics: DispatcherRow,
     ) -> None:
         self._reader = reader
         self._patience = patience
@@ -72,7 +72,7 @@ class Peeking:
         self._events = events
         self._lingering = lingering
         self._log = log
-        self._figures = figures
+        self._metrics = metrics
         self._buffer = bytearray(MAX_HEAD)
         #: By descriptor, in order of their deadlines.
         self._waiting: dict[int, _Waiting] = {}
@@ -133,7 +133,7 @@ class Peeking:
         except (Incomplete, BareLineFeed, Missing, Malformed) as error:
             self._go_on(_Waiting(connection, listener, address, head, size, looked=size), error)
         else:
-            self._figures[BY + self._reader.source] += 1
+            self._metrics.keys[self._reader.source].inc()
             self._dispatch(connection.detach(), ConnectionInfo(listener, address, key))
 
     def _look(self, waiting: _Waiting, events: int) -> None:
@@ -158,7 +158,7 @@ class Peeking:
             self._go_on(waiting, error)
             return
         self._forget(waiting)
-        self._figures[BY + self._reader.source] += 1
+        self._metrics.keys[self._reader.source].inc()
         self._dispatch(waiting.connection.detach(), ConnectionInfo(waiting.listener, waiting.address, key))
 
     def _go_on(self, waiting: _Waiting, error: Exception) -> None:

@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from ..shared.metrics import PID
 from .loop import Dispatcher, Plan
 from .tracing import TracingDispatcher
 
@@ -22,7 +21,7 @@ def run(plan: Plan, log: Any, heartbeat: Callable[[], None]) -> None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    plan.figures[PID] = os.getpid()
+    plan.metrics.pid.set(os.getpid())
     traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)  # however that was configured
     dispatcher = (TracingDispatcher if traces else Dispatcher)(plan, log, heartbeat)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,12 +9,10 @@ from ..routing.affinity import Affinity
 from ..routing.key import Key
 from ..shared.board import SEATS
 from ..shared.channel import Channel, ConnectionInfo
-from ..shared.metrics import HANDED_BACK, MOVED
+from ..shared.metrics import Counter
 from ..shared.refusals import name
 from .balancing import Channels
 from .loop import Dispatcher
-
-_AGAIN = {HANDED_BACK: "handed back by a worker", MOVED: "moved, as its worker or its slot is gone"}
 
 
 def destination(affinity: Affinity, channels: Channels, channel: Channel, key: Key) -> str:
@@ -39,9 +37,11 @@ class TracingDispatcher(Dispatcher):
     def _dispatch(self, fd: int, info: ConnectionInfo) -> None:
         self._pass_on(fd, info, f"key by {self._reader.origin(info.address)}")
 
-    def _dispatch_again(self, fd: int, info: ConnectionInfo, counter: int) -> None:
-        self._figures[counter] += 1
-        self._pass_on(fd, info, f"{_AGAIN[counter]}, key")
+    def _dispatch_again(self, fd: int, info: ConnectionInfo, counter: Counter) -> None:
+        counter.inc()
+        back = counter is self._metrics.handed_back
+        why = "handed back by a worker" if back else "moved, as its worker or its slot is gone"
+        self._pass_on(fd, info, f"{why}, key")
 
     def _pass_on(self, fd: int, info: ConnectionInfo, how: str) -> None:
         channel = self._route.channel(info.key)

@@ -137,7 +137,7 @@ class Reader:
         source = self.source if self.needs_bytes(address) else IP
         if source == HEADER:
             return f"header {self.affinity.header}"
-        text = "PROXY header" if source == PROXY else keys.SOURCES[source]
+        text = "PROXY header" if source == PROXY else source
         if self.affinity.header is None:
             return text
         why = "missing" if self._trusts(address) else "not trusted"

@@ -18,8 +18,7 @@ Owner = NewType("Owner", int)
 Key = str | Owner
 
 #: What a key comes from.
-SOURCES = ("ip", "proxy", "header", "session", "cookie")
-IP, PROXY, HEADER, SESSION, COOKIE = range(len(SOURCES))
+IP, PROXY, HEADER, SESSION, COOKIE = "ip", "proxy", "header", "session", "cookie"
 #: Longer keys, and those with line breaks and the like, are replaced by a digest: a key travels with every connection
 #: and into the logs.
 MAX_KEY = 255

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..routing.session_ids import Ids
 from ..shared import current
-from ..shared.metrics import MINTED, Row
+from ..shared.metrics import Counter
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Minter:
     ids: Ids
     #: The worker's number.
     owner: int
-    #: The worker's row, see shared/metrics.py.
-    figures: Row
+    #: Counts them.
+    minted: Counter
 
     def mint(self, text: str) -> str:
         """Return `text` as an id of a new session of this worker."""
-        self.figures[MINTED] += 1
+        self.minted.inc()
         return self.ids.tag(text, self.owner)
 
     def is_own(self, text: str) -> bool:

@@ -1,95 +1,333 @@
-"""What is counted: a table in shared memory. Whoever looks at it needs nobody's help, also when others stand still.
+"""What is counted, in shared memory: whoever looks at it needs nobody's help, also when others stand still.
 
-Each row has one writer, which keeps what it counts to itself and copies it there (`Row`): another process, gone wrong,
-may write anything there. Counters go on when their writer is replaced; gauges, which say what is true now, begin anew.
+This is the one table of it. A class is a row in the memory, and a line of the class is a metric. What follows from it:
+its place in the memory; what JSON, statsd and Prometheus say; what the page and the terminal show. The documentation
+lists it with the same words, see tests/test_metrics.py.
+
+Each row has one writer, which keeps its numbers to itself and copies them there: another process, gone wrong, may write
+anything there. Counters go on when their writer is replaced. All else says what is true now, and begins anew.
 """
 
 from __future__ import annotations
 
 import mmap
 import time
-from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as parameter
+from typing import Any, ClassVar, TypeVar, cast
 
 from .._version import __version__
-from ..routing.key import SOURCES
+from ..routing.key import COOKIE, HEADER, IP, PROXY, SESSION
 from . import memory
 from .board import MAX_SLOTS, SEATS
 
 #: What /proc shows of the memory, for whoever looks for it.
-NAME = f"gunicorn-sticky-figures-{__version__}"
-#: Answers in the place of a worker.
-REFUSALS = (400, 408, 431, 503)
-
-#: A row for the master: its process, which half of the board is its own, and how many dispatchers it has had.
-MASTER = ("pid", "half", "dispatchers")
-PID, HALF, DISPATCHERS_MADE = range(3)
-
-#: A row for each slot, written by the master: how many workers it has had, and how many connections wait for one.
-SLOT = ("workers", "waiting")
-WORKERS, WAITING = range(2)
-
-#: A row for each seat, written by its worker: its process, when that started (nanoseconds since the epoch), connections
-#: it has now, and has been sent, requests, sessions it has minted, connections it has handed over to others and taken
-#: over from them, and its refusals.
-WORKER = ("pid", "started", "connections", "dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
-_, STARTED, CONNECTIONS, DISPATCHED, REQUESTS, MINTED, HANDED_OVER, TAKEN_OVER, REFUSED = range(9)
-
-#: A row for a dispatcher and for each of those that still drain: its process, when that started, connections that have
-#: not shown their key, slots whose channel is full, and connections that wait for these. And, counted: connections
-#: that it has accepted, that workers have handed back, that were moved because their worker was gone; refusals, by
-#: status; and connections, by what gave the key.
-DISPATCHER = (
-    *("pid", "started", "peeking", "full", "held", "accepted", "handed_back", "moved"),
-    *(f"refused_{status}" for status in REFUSALS),
-    *(f"by_{source}" for source in SOURCES),
-)
-_, _, PEEKING, FULL, HELD, ACCEPTED, HANDED_BACK, MOVED = range(8)
-REFUSED_BY = {status: 8 + n for n, status in enumerate(REFUSALS)}
-BY = 8 + len(REFUSALS)
+NAME = f"gunicorn-sticky-metrics-{__version__}"
 #: Rows for dispatchers, which use them in turn.
 DISPATCHERS = 4
 
-_SLOTS = len(MASTER)
-_SEATS = _SLOTS + MAX_SLOTS * len(SLOT)
-_DISPATCHERS = _SEATS + MAX_SLOTS * SEATS * len(WORKER)
-#: Bytes of the memory.
-SIZE = (_DISPATCHERS + DISPATCHERS * len(DISPATCHER)) * 8
-
-
-#: What a row that has been overwritten is not believed.
+#: What is more has been overwritten, and is not believed.
 _MOST = 1 << 62
 
 
+# --- numbers ---
+
+
+class Number:
+    """A number, as its writer has it, with a copy in shared memory.
+
+    Args:
+        cell: where the copy is
+    """
+
+    __slots__ = ("cell", "value")
+
+    def __init__(self, cell: memoryview) -> None:
+        self.cell = cell
+        value = cell[0]
+        self.value: int = value if value < _MOST else 0
+
+    def show(self) -> None:
+        """Copy it again, in case somebody else has written there."""
+        self.cell[0] = self.value
+
+    def detach(self) -> None:
+        """Keep it to this process: nobody else sees what is written from now on."""
+        self.cell = memoryview(bytearray(8)).cast("Q")
+
+
+class Counter(Number):
+    """How often something has happened."""
+
+    __slots__ = ()
+
+    def inc(self) -> None:
+        """Count one more."""
+        self.value = self.cell[0] = self.value + 1
+
+
+class Gauge(Number):
+    """How many there are now."""
+
+    __slots__ = ()
+
+    def inc(self) -> None:
+        """Say that there is one more."""
+        self.value = self.cell[0] = self.value + 1
+
+    def dec(self) -> None:
+        """Say that there is one less."""
+        self.value = self.cell[0] = self.value - 1
+
+    def set(self, value: int) -> None:
+        """Say how many there are."""
+        self.value = self.cell[0] = value
+
+
+class Identity(Gauge):
+    """Whose row it is. This is no metric."""
+
+    __slots__ = ()
+
+
+# --- the fields of a row ---
+
+
+@dataclass
+class Field:
+    """What a class says of one of its numbers, or of a family of them.
+
+    Raises:
+        ValueError: there is no help
+    """
+
+    #: Counter, Gauge or Identity.
+    kind: type[Number]
+    #: A sentence, for whoever sees the number.
+    help: str
+    #: What Prometheus calls it; else its name.
+    prometheus: str = ""
+    #: What people read in its place; else its name.
+    label: str = ""
+    #: Of a family: what its numbers differ in, as a label of Prometheus's, and each value of that, with its help.
+    by: str = ""
+    values: Mapping[Any, str] = parameter(default_factory=dict)
+    #: That in the class, and in JSON and statsd.
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not all((self.help, *self.values.values())):
+            raise ValueError("a field needs a help")
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.prometheus = self.prometheus or name
+        self.label = self.label or name.replace("_", " ")
+
+
+# What a row has in the place of these are numbers, as `dataclasses.field` stands for a value.
+
+
+def counter(help_: str, **more: Any) -> Counter:
+    """Declare a counter; for the parameters see `Field`."""
+    return cast("Counter", Field(Counter, help_, **more))
+
+
+def gauge(help_: str, **more: Any) -> Gauge:
+    """Declare a gauge."""
+    return cast("Gauge", Field(Gauge, help_, **more))
+
+
+def identity(help_: str, **more: Any) -> Identity:
+    """Declare a number that is no metric."""
+    return cast("Identity", Field(Identity, help_, **more))
+
+
+def counters(help_: str, by: str, values: Mapping[Any, str], **more: Any) -> Mapping[Any, Counter]:
+    """Declare a family of counters."""
+    return cast("Mapping[Any, Counter]", Field(Counter, help_, by=by, values=values, **more))
+
+
 class Row:
-    """A row, as its writer sees it.
+    """A row, as its writer sees it, or as it was when somebody looked.
 
     Args:
         cells: those of the table
     """
 
-    __slots__ = ("_cells", "_values")
+    #: In the order of the memory.
+    FIELDS: ClassVar[tuple[Field, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        own = [field for field in vars(cls).values() if isinstance(field, Field)]
+        for field in own:
+            delattr(cls, field.name)
+        cls.FIELDS = (*cls.FIELDS, *own)
 
     def __init__(self, cells: memoryview) -> None:
-        self._cells = cells
-        self._values = [value if value < _MOST else 0 for value in cells]
+        places = iter(range(len(cells)))
 
-    def __getitem__(self, cell: int) -> int:
-        return self._values[cell]
+        def number(field: Field) -> Number:
+            place = next(places)
+            return field.kind(cells[place : place + 1])
 
-    def __setitem__(self, cell: int, value: int) -> None:
-        self._values[cell] = self._cells[cell] = value
+        for field in self.FIELDS:
+            found = {value: number(field) for value in field.values} if field.values else number(field)
+            setattr(self, field.name, found)
+
+    @classmethod
+    def size(cls) -> int:
+        """Return the number of cells."""
+        return sum(len(field.values) or 1 for field in cls.FIELDS)
+
+    @classmethod
+    def metrics(cls, *kinds: type[Number]) -> list[Field]:
+        """Return the fields that are shown, or those of some kinds."""
+        return [field for field in cls.FIELDS if field.kind in (kinds or (Gauge, Counter))]
+
+    def __iter__(self) -> Iterator[Number]:
+        for field in self.FIELDS:
+            found = getattr(self, field.name)
+            yield from found.values() if field.values else [found]
 
     def show(self) -> None:
         """Write all of it again, in case somebody else has written there."""
-        self._cells[:] = array("Q", self._values)
+        for number in self:
+            number.show()
 
     def detach(self) -> None:
-        """Go on with a copy that is this process's own: nobody else sees what is counted here."""
-        self._cells = memoryview(array("Q", self._values))
+        """Go on with numbers that are this process's own: nobody else sees what is counted here."""
+        for number in self:
+            number.detach()
 
 
-class Figures:
-    """The table.
+# --- the rows ---
+
+
+class MasterRow(Row):
+    """What the master writes about itself."""
+
+    pid = identity("Its process.")
+    half = identity("Which half of the board is its own.")
+    dispatchers = identity("How many dispatchers it has had.")
+
+
+class SlotRow(Row):
+    """What the master writes about a slot."""
+
+    workers = identity("How many workers it has had.")
+    waiting = gauge(
+        "Connections that were sent to the slot and not yet taken: its worker boots, stands still, or is full.",
+        prometheus="waiting_connections",
+    )
+    restarts = counter("Workers that the slot has had before: after crashes, reloads, and by max_requests.")
+
+    def starts(self) -> None:
+        """Count a worker that is about to start."""
+        if self.workers.value:
+            self.restarts.inc()
+        self.workers.inc()
+
+
+class ProcessRow(Row):
+    """What a process writes that may be replaced."""
+
+    pid = identity("Its process.")
+    started = identity("When that started, in nanoseconds since the epoch.")
+
+    def starts(self) -> None:
+        """Begin the row of a process that is about to start."""
+        self.started.set(time.time_ns())
+        for number in self:
+            if isinstance(number, Gauge) and number is not self.started:
+                number.set(0)
+
+
+class WorkerRow(ProcessRow):
+    """What a worker writes, by its seat. Counters are shown by slot, as the sum of its seats."""
+
+    connections = gauge("Open connections.")
+    requests = counter("Requests that workers have served.")
+    dispatched = counter("Connections that the dispatcher has sent to the slot.", prometheus="dispatched_connections")
+    handed_over = counter(
+        "Connections that workers have given away, as the next request on them was another worker's.",
+        prometheus="handed_over_connections",
+    )
+    taken_over = counter(
+        "Connections that other workers have given away, and this slot's have got.",
+        prometheus="taken_over_connections",
+    )
+    minted = counter("Session ids that workers have made.", prometheus="minted_sessions")
+    refused = counter(
+        "Connections that workers have refused: a later request did not show its key, the hook sticky_connection "
+        "failed, or nobody released the connection (sticky_sync).",
+        prometheus="refusals",
+    )
+
+
+class DispatcherRow(ProcessRow):
+    """What a dispatcher writes, each of those that still drain as well."""
+
+    accepted = counter(
+        "Connections that the dispatcher has taken from the listeners.", prometheus="accepted_connections"
+    )
+    peeking = gauge("Connections that have not shown their key yet.", prometheus="peeking_connections")
+    full = gauge(
+        "Slots that can be sent no more, because the worker stands still or is full.",
+        prometheus="full_channels",
+        label="full channels",
+    )
+    held = gauge(
+        "Connections that wait in the dispatcher until the channel of their slot has room again.",
+        prometheus="held_connections",
+    )
+    handed_back = counter(
+        "Connections that workers gave back to the dispatcher, as the next request on them was another worker's.",
+        prometheus="handed_back_connections",
+    )
+    moved = counter(
+        "Connections that were sent elsewhere, because their worker was gone; its sessions are lost.",
+        prometheus="moved_connections",
+    )
+    refused = counters(
+        "Connections that the dispatcher has refused.",
+        by="status",
+        values={
+            400: "Connections whose request lacked the header with the client's address, or had a malformed head.",
+            408: "Connections that did not show header, session id or cookie in time.",
+            431: "Connections that did not show header, session id or cookie in the first 64 KiB of the head.",
+            503: "Connections for which there was no worker in time, or no room: too many wait, or are open.",
+        },
+        prometheus="refusals",
+    )
+    keys = counters(
+        "Connections, by what gave their key.",
+        by="source",
+        values={
+            IP: "Connections whose key was the address of the peer.",
+            PROXY: "Connections whose key was the address in a PROXY header.",
+            HEADER: "Connections whose key was in a request header, such as X-Forwarded-For.",
+            SESSION: "Connections whose key was a session id: it leads to the worker that has made it.",
+            COOKIE: "Connections whose key was the cookie that a worker has set.",
+        },
+        label="by",
+    )
+
+
+# --- the table ---
+
+R = TypeVar("R", bound=Row)
+
+_SLOTS = MasterRow.size()
+_SEATS = _SLOTS + MAX_SLOTS * SlotRow.size()
+_DISPATCHERS = _SEATS + MAX_SLOTS * SEATS * WorkerRow.size()
+#: Bytes of the memory.
+SIZE = (_DISPATCHERS + DISPATCHERS * DispatcherRow.size()) * 8
+
+
+class Metrics:
+    """The table of all rows.
 
     Args:
         fd: the memory of one that is there already, to be looked at; else a new one is made
@@ -103,35 +341,22 @@ class Figures:
             access = mmap.ACCESS_WRITE
         self._cells = memoryview(mmap.mmap(fd, SIZE, access=access)).cast("Q")
 
-    def master(self) -> memoryview:
+    def master(self) -> MasterRow:
         """Return the master's row."""
-        return self._cells[:_SLOTS]
+        return self._row(MasterRow, 0, 0)
 
-    def slot(self, slot: int) -> memoryview:
+    def slot(self, slot: int) -> SlotRow:
         """Return a slot's row."""
-        return self._row(_SLOTS, SLOT, slot)
+        return self._row(SlotRow, _SLOTS, slot)
 
-    def worker(self, seat: int) -> memoryview:
+    def worker(self, seat: int) -> WorkerRow:
         """Return the row of whoever works in a seat."""
-        return self._row(_SEATS, WORKER, seat)
+        return self._row(WorkerRow, _SEATS, seat)
 
-    def dispatcher(self, number: int) -> memoryview:
+    def dispatcher(self, number: int) -> DispatcherRow:
         """Return the row of a dispatcher; they are numbered by the arbiter."""
-        return self._row(_DISPATCHERS, DISPATCHER, number % DISPATCHERS)
+        return self._row(DispatcherRow, _DISPATCHERS, number % DISPATCHERS)
 
-    def _row(self, start: int, names: tuple[str, ...], number: int) -> memoryview:
-        start += number * len(names)
-        return self._cells[start : start + len(names)]
-
-
-def begin(cells: memoryview, gauges: int) -> Row:
-    """Begin the row of a worker or dispatcher that is about to start.
-
-    Args:
-        gauges: how many cells after that of the start are gauges
-    """
-    row = Row(cells)
-    row[STARTED] = time.time_ns()
-    for cell in (PID, *range(STARTED + 1, STARTED + 1 + gauges)):
-        row[cell] = 0
-    return row
+    def _row(self, kind: type[R], start: int, number: int) -> R:
+        start += number * kind.size()
+        return kind(self._cells[start : start + kind.size()])

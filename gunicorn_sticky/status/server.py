@@ -13,7 +13,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -22,10 +21,11 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from ..shared.limited_log import LimitedLog
 from .listener import StatusSocket
+from .page import PAGE
 from .snapshot import DOWN, Server
 
 if TYPE_CHECKING:
-    from .prometheus import Metrics
+    from .prometheus import StatusCollector
 
 #: Seconds that a request may take, from its first byte, or the end of the last one, to the end of the answer.
 DEADLINE = 10.0
@@ -36,7 +36,6 @@ TICK = 1.0
 #: Seconds for answers to be finished, once told to end.
 LAST_CALL = 1.0
 
-_PAGE = (Path(__file__).parent / "page.html").read_bytes()
 #: The page is one file; nothing that gets into it may load or send anything elsewhere.
 _POLICY = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:\d*)?")
@@ -125,13 +124,13 @@ class _Application:
         self._log = log
         self._names = names
         self._limited = LimitedLog(log)
-        self._collector: Metrics | None = None
+        self._collector: StatusCollector | None = None
         try:
             # Not by the arbiter: the library looks at the environment when it is loaded, and the application may set
             # PROMETHEUS_MULTIPROC_DIR.
-            from .prometheus import Metrics
+            from .prometheus import StatusCollector
 
-            self._collector = Metrics(server)
+            self._collector = StatusCollector(server)
         except ImportError:
             log.info(_NO_METRICS)
         self._answers = {"/": self._page, "/metrics": self._metrics, "/status": self._status, "/healthz": self._health}
@@ -158,7 +157,7 @@ class _Application:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     def _page(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
-        return "200 OK", "text/html; charset=utf-8", _PAGE
+        return "200 OK", "text/html; charset=utf-8", PAGE
 
     def _metrics(self, environ: dict[str, Any]) -> tuple[str, str, bytes]:
         if self._collector is None:

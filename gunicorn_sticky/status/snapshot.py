@@ -1,4 +1,4 @@
-"""How a server is at this moment: what its figures (metrics.py), its board (board.py) and /proc say."""
+"""How a server is at this moment: what its metrics (shared/metrics.py), its board (shared/board.py) and /proc say."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..routing.key import SOURCES
 from ..shared import board as boards
 from ..shared import metrics as tables
 from ..shared.board import SEATS, Board
 from ..shared.memory import is_sealed
-from ..shared.metrics import DISPATCHER, DISPATCHERS, REFUSALS, WORKER, Figures
+from ..shared.metrics import (
+    DISPATCHERS,
+    Counter,
+    DispatcherRow,
+    Field,
+    Gauge,
+    Metrics,
+    ProcessRow,
+    Row,
+    SlotRow,
+    WorkerRow,
+)
 
 #: How a slot and its workers are; beside "down", for a slot that has none.
 STARTING, READY, DRAINING, DOWN = "starting", "ready", "draining", "down"
@@ -29,7 +39,16 @@ _TICK = os.sysconf("SC_CLK_TCK")
 #: What makes a process's number the number of its clock, see linux/posix-timers.h.
 _CPUCLOCK_SCHED = 2
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_COUNTERS = ("dispatched", "requests", "minted", "handed_over", "taken_over", "refused")
+
+
+class Seen:
+    """Metrics that nobody counts, because they are seen from outside."""
+
+    imbalance = Field(
+        Gauge, "Connections of the fullest slot, over the average of all slots.", prometheus="imbalance_ratio"
+    )
+    cpu_seconds = Field(Counter, "CPU time that the process has taken.")
+    memory_bytes = Field(Gauge, "Resident memory of the process.", prometheus="resident_memory_bytes")
 
 
 def _process(pid: int) -> dict[str, Any] | None:
@@ -51,8 +70,19 @@ def _process(pid: int) -> dict[str, Any] | None:
     return {"cpu_seconds": cpu, "memory_bytes": int(numbers[20]) * _PAGE}
 
 
-def _age(row: memoryview, now: float) -> float:
-    return max(now - row[tables.STARTED] / 1e9, 0.0)  # the clock may have been set back
+def _age(row: ProcessRow, now: float) -> float:
+    return max(now - row.started.value / 1e9, 0.0)  # the clock may have been set back
+
+
+def _values(fields: Sequence[Field], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what rows of one kind say, together, by name; a family as values by what they differ in."""
+    return {field.name: _sum(field, [getattr(row, field.name) for row in rows]) for field in fields}
+
+
+def _sum(field: Field, found: Sequence[Any]) -> Any:
+    if field.values:
+        return {value: sum(family[value].value for family in found) for value in field.values}
+    return sum(number.value for number in found)
 
 
 def worker_state(board: Board, slot: int, seat: int) -> str:
@@ -73,12 +103,12 @@ class Server:
     """What is known of a running server.
 
     Args:
-        figures: its figures
+        metrics: what its processes count
         board: its half of the board
     """
 
-    def __init__(self, figures: Figures, board: Board) -> None:
-        self._figures = figures
+    def __init__(self, metrics: Metrics, board: Board) -> None:
+        self._metrics = metrics
         self._board = board
 
     def status(self) -> dict[str, Any]:
@@ -89,7 +119,7 @@ class Server:
         connections = [sum(worker["connections"] for worker in slot["workers"]) for slot in slots]
         average = sum(connections) / len(slots) if slots else 0
         return {
-            "pid": self._figures.master()[tables.PID],
+            "pid": self._metrics.master().pid.value,
             "time": now,
             "state": self._state(slots, dispatcher),
             "in_charge": self._board.is_active_master,
@@ -110,20 +140,17 @@ class Server:
         workers = [self._worker(slot, seat, now) for seat in seats if seat < len(owners) and owners[seat]]
         found = [worker for worker in workers if worker]
         states = {worker["state"] for worker in found}
-        row = self._figures.slot(slot)
-        counted = [dict(zip(WORKER, self._figures.worker(seat), strict=True)) for seat in seats]
         return {
             "slot": slot,
             "state": slot_state(states),
             "workers": sorted(found, key=lambda worker: worker["age"]),
-            "waiting": row[tables.WAITING],
-            "restarts": max(row[tables.WORKERS] - 1, 0),
-            **{name: sum(row[name] for row in counted) for name in _COUNTERS},
+            **_values(SlotRow.metrics(), [self._metrics.slot(slot)]),
+            **_values(WorkerRow.metrics(Counter), [self._metrics.worker(seat) for seat in seats]),
         }
 
     def _worker(self, slot: int, seat: int, now: float) -> dict[str, Any] | None:
-        row = self._figures.worker(seat)
-        pid, seen = row[tables.PID], _process(row[tables.PID])
+        row = self._metrics.worker(seat)
+        pid, seen = row.pid.value, _process(row.pid.value)
         if pid and seen is None:
             return None  # killed a moment ago
         return {
@@ -131,27 +158,23 @@ class Server:
             "seat": seat % SEATS,
             "state": worker_state(self._board, slot, seat),
             "age": _age(row, now),
-            "connections": row[tables.CONNECTIONS],
+            **_values(WorkerRow.metrics(Gauge), [row]),
             **(seen or {"cpu_seconds": 0.0, "memory_bytes": 0}),
         }
 
     def _dispatcher(self, now: float) -> dict[str, Any]:
         """Return how the dispatcher is, with what it and its predecessors have counted."""
-        rows = [self._figures.dispatcher(number) for number in range(DISPATCHERS)]
-        newest = self._figures.dispatcher(self._figures.master()[tables.DISPATCHERS_MADE] - 1)
-        seen = _process(newest[tables.PID])
-        total = dict(zip(DISPATCHER, map(sum, zip(*rows, strict=True)), strict=True))
-        counters = ("accepted", "handed_back", "moved")
+        rows = [self._metrics.dispatcher(number) for number in range(DISPATCHERS)]
+        newest = rows[(self._metrics.master().dispatchers.value - 1) % DISPATCHERS]
+        seen = _process(newest.pid.value)
         return {
-            "pid": newest[tables.PID] if seen else None,
+            "pid": newest.pid.value if seen else None,
             "age": _age(newest, now) if seen else None,
             "cpu_seconds": None,
             "memory_bytes": None,
             **(seen or {}),
-            **{name: newest[DISPATCHER.index(name)] if seen else 0 for name in ("peeking", "full", "held")},
-            **{name: total[name] for name in counters},
-            "refused": {status: total[f"refused_{status}"] for status in REFUSALS},
-            "keys": {source: total[f"by_{source}"] for source in SOURCES},
+            **_values(DispatcherRow.metrics(Gauge), [newest] if seen else []),
+            **_values(DispatcherRow.metrics(Counter), rows),
         }
 
 
@@ -177,11 +200,12 @@ def find(master: int | None = None, user: int | None = None) -> Iterator[Server]
                 memory.setdefault(name, link)
         try:
             with _opened(memory[tables.NAME], owner, tables.SIZE) as shared:
-                figures = Figures(shared)
-            pid, half = figures.master()[tables.PID], figures.master()[tables.HALF]
-            if pid == int(folder.name) and half in (0, 1):
+                metrics = Metrics(shared)
+            row = metrics.master()
+            half = row.half.value
+            if row.pid.value == int(folder.name) and half in (0, 1):
                 with _opened(memory[boards.NAME], owner, boards.SIZE) as shared:
-                    yield Server(figures, Board(shared, half, mmap.ACCESS_READ))
+                    yield Server(metrics, Board(shared, half, mmap.ACCESS_READ))
         except (OSError, KeyError):
             continue  # gone, or none of ours
 

@@ -1,16 +1,17 @@
-"""The figures as metrics, by Gunicorn's statsd logger (`gunicorn.instrument.statsd`) or one that takes the same."""
+"""The status (snapshot.py), by Gunicorn's statsd logger (`gunicorn.instrument.statsd`) or one that takes the same."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gunicorn.instrument.statsd import COUNTER_TYPE, GAUGE_TYPE
 
+from ..shared.metrics import Counter, DispatcherRow, Field, Gauge, SlotRow, WorkerRow
 from ..shared.unpatched import poll
-from .snapshot import DOWN, DRAINING, READY, STARTING, Server
+from .snapshot import DOWN, DRAINING, READY, STARTING, Seen, Server
 
 #: What all names begin with, after the setting statsd_prefix.
 PREFIX = "gunicorn.sticky"
@@ -20,16 +21,19 @@ INTERVAL = 1.0
 PATIENCE = 0.05
 #: How a slot is, as a number: the higher the better.
 STATES = (DOWN, DRAINING, STARTING, READY)
+_STATE = "How its worker is: 3 ready, 2 starting, 1 draining, 0 down, if it has none."
 #: poll(2); the name in `select` is gone if gevent has patched it.
 _WRITABLE = 0x004
 
 
 class Metric(NamedTuple):
-    """One figure: what is true now (a gauge), or how often something has happened (a counter)."""
+    """What is true now (a gauge), or how often something has happened (a counter)."""
 
     name: str
     type: str
     value: float
+    #: A sentence, for the documentation.
+    help: str
     #: A counter that begins anew with a process: which one.
     pid: int = 0
 
@@ -44,32 +48,36 @@ class _Zero(int):
 def metrics(status: dict[str, Any]) -> Iterator[Metric]:
     """Yield what a server's status (`status.Server.status`) says. Of counters, that is the total."""
     slots, dispatcher = status["slots"], status["dispatcher"]
-    yield Metric("slots", GAUGE_TYPE, len(slots))
-    yield Metric("slots_ready", GAUGE_TYPE, sum(slot["state"] == READY for slot in slots))
-    yield Metric("imbalance", GAUGE_TYPE, round(status["imbalance"], 3))
-    for gauge in ("peeking", "full", "held"):
-        yield Metric(f"dispatcher.{gauge}", GAUGE_TYPE, dispatcher[gauge])
-    for counter in ("accepted", "handed_back", "moved"):
-        yield Metric(f"dispatcher.{counter}", COUNTER_TYPE, dispatcher[counter])
-    for group in ("refused", "keys"):
-        for name, count in dispatcher[group].items():
-            yield Metric(f"dispatcher.{group}.{name}", COUNTER_TYPE, count)
+    ready = sum(slot["state"] == READY for slot in slots)
+    yield Metric("slots", GAUGE_TYPE, len(slots), "Slots.")
+    yield Metric("slots_ready", GAUGE_TYPE, ready, "Slots with a worker that takes new clients.")
+    yield Metric("imbalance", GAUGE_TYPE, round(status["imbalance"], 3), Seen.imbalance.help)
+    yield from _counted("dispatcher", DispatcherRow.metrics(), dispatcher)
     if dispatcher["pid"]:
         yield _cpu("dispatcher", dispatcher)
+    of_workers = [*WorkerRow.metrics(Gauge), Seen.memory_bytes]
     for slot in slots:
         name, workers = f"slot.{slot['slot']}", slot["workers"]
-        yield Metric(f"{name}.state", GAUGE_TYPE, STATES.index(slot["state"]))
-        yield Metric(f"{name}.waiting", GAUGE_TYPE, slot["waiting"])
-        for gauge in ("connections", "memory_bytes"):
-            yield Metric(f"{name}.{gauge}", GAUGE_TYPE, sum(worker[gauge] for worker in workers))
-        for counter in ("requests", "dispatched", "handed_over", "taken_over", "minted", "refused", "restarts"):
-            yield Metric(f"{name}.{counter}", COUNTER_TYPE, slot[counter])
+        yield Metric(f"{name}.state", GAUGE_TYPE, STATES.index(slot["state"]), _STATE)
+        sums = {field.name: sum(worker[field.name] for worker in workers) for field in of_workers}
+        yield from _counted(name, [*of_workers, *SlotRow.metrics(), *WorkerRow.metrics(Counter)], slot | sums)
         for worker in workers:
             yield _cpu(name, worker)
 
 
+def _counted(of: str, fields: Sequence[Field], values: dict[str, Any]) -> Iterator[Metric]:
+    for field in fields:
+        kind = COUNTER_TYPE if field.kind is Counter else GAUGE_TYPE
+        if field.values:
+            for value, help_ in field.values.items():
+                yield Metric(f"{of}.{field.name}.{value}", kind, values[field.name][value], help_)
+        else:
+            yield Metric(f"{of}.{field.name}", kind, values[field.name], field.help)
+
+
 def _cpu(name: str, process: dict[str, Any]) -> Metric:
-    return Metric(f"{name}.cpu_ms", COUNTER_TYPE, round(process["cpu_seconds"] * 1000), process["pid"])
+    value, help_ = round(process["cpu_seconds"] * 1000), f"{Seen.cpu_seconds.help[:-1]}, in milliseconds."
+    return Metric(f"{name}.cpu_ms", COUNTER_TYPE, value, help_, process["pid"])
 
 
 class Reporter:
@@ -108,7 +116,7 @@ class Reporter:
 
     def _send_gauges(self, gauges: list[Metric], deadline: float) -> None:
         gone = self._gauges - {gauge.name for gauge in gauges}  # with their slots; what was sent last would stay
-        for gauge in [*gauges, *(Metric(name, GAUGE_TYPE, 0) for name in gone)]:
+        for gauge in [*gauges, *(Metric(name, GAUGE_TYPE, 0, "") for name in gone)]:
             if not self._is_heard(deadline):
                 return
             self._send(gauge, gauge.value or _Zero())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.bar import Bar
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..shared.metrics import DispatcherRow
 from .snapshot import DEGRADED, DOWN, DRAINING, OK, READY, STARTING, Server
 
 #: Seconds between the two looks that rates are made from.
@@ -96,12 +97,17 @@ def _dispatcher(before: dict[str, Any], after: dict[str, Any]) -> Text:
         text.append(f", {(after['cpu_seconds'] - before['cpu_seconds']) / accepted * 1e6:,.0f} µs each")
     if after["full"]:
         text.append(f"; {after['held']} held back, channels of {after['full']} slots are full", COLOURS[DEGRADED])
-    refused = {f"refused {status}": count for status, count in after["refused"].items()}
-    keys = {f"by {source}": count for source, count in after["keys"].items()}
-    moves = {"handed back": after["handed_back"], "moved": after["moved"]}
-    counts = {"peeking": after["peeking"], **moves, **refused, **keys}
-    text.append("".join(f", {name} {count:,}" for name, count in counts.items() if count))
+    text.append("".join(f", {name} {count:,}" for name, count in _counts(after) if count))
     return text
+
+
+def _counts(dispatcher: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield what else the dispatcher counts."""
+    for field in DispatcherRow.metrics():
+        if field.values:
+            yield from ((f"{field.label} {value}", count) for value, count in dispatcher[field.name].items())
+        elif field.name not in ("accepted", "full", "held"):
+            yield field.label, dispatcher[field.name]
 
 
 def _age(seconds: float) -> str:

@@ -26,7 +26,6 @@ from ..sessions.minting import Minter
 from ..shared import current
 from ..shared.board import RUNNING
 from ..shared.limited_log import LimitedLog
-from ..shared.metrics import PID
 from ..shared.refusals import Refusal, name
 from ..shared.unpatched import close
 from .config import CachedConfig
@@ -140,9 +139,9 @@ class StickyWorker:
         self._traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
         #: Whether anybody wants to see a connection before its first request.
         self.admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
-        seat.figures[PID] = os.getpid()
+        seat.metrics.pid.set(os.getpid())
         if affinity.by_session:
-            current.minter = Minter(Ids(seat.secret), seat.owner, seat.figures)
+            current.minter = Minter(Ids(seat.secret), seat.owner, seat.metrics.minted)
             engineio.own_ids()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child
@@ -158,7 +157,7 @@ class StickyWorker:
     def notify(self) -> None:
         """Show that this worker is alive, once a second (`gunicorn.workers.base.Worker.notify`)."""
         if self._seat:
-            self._seat.figures.show()
+            self._seat.metrics.show()
             if self._has_been_active and self.alive and not self._is_child:
                 self._persist(self._seat)
         super().notify()  # type: ignore[misc]
@@ -221,7 +220,7 @@ class StickyWorker:
         assert self._seat
         self._is_child = True
         self._flags = bytearray(self._flags)
-        self._seat.figures.detach()
+        self._seat.metrics.detach()
         self._seat.board.detach()
         self._seat.board.phase = RUNNING  # also at the end of the server, here is nothing left to take
         self._abandon()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from ..shared.board import REQUEST, SESSION
-from ..shared.metrics import CONNECTIONS, DISPATCHED, HANDED_OVER, MINTED, REFUSED, REQUESTS, TAKEN_OVER
 from .seat import Seat
 from .served import Served
 
@@ -20,25 +19,25 @@ class Load:
 
     def __init__(self, seat: Seat, by_session: bool) -> None:
         self._seat = seat
-        self._figures = seat.figures
+        self._metrics = seat.metrics
         self._by_session = by_session
         #: Connections with a request under way.
         self._active = 0
         #: How many sessions had been minted when last looked at.
-        self._minted = self._figures[MINTED]
+        self._minted = self._metrics.minted.value
         #: When a connection has last ended.
         self.last_served = 0.0
 
     def connected(self, served: Served) -> None:
         """A connection has come, with its first request."""
-        self._figures[CONNECTIONS] += 1
-        self._figures[TAKEN_OVER if served.info.unread else DISPATCHED] += 1
+        self._metrics.connections.inc()
+        (self._metrics.taken_over if served.info.unread else self._metrics.dispatched).inc()
         self._change(1)
 
     def disconnected(self, served: Served) -> None:
         """A connection has gone."""
         self.last_served = time.monotonic()
-        self._figures[CONNECTIONS] -= 1
+        self._metrics.connections.dec()
         if served.busy:
             self._change(-1)
 
@@ -54,24 +53,24 @@ class Load:
 
     def requested(self, served: Served) -> None:
         """The head of a request has been parsed."""
-        self._figures[REQUESTS] += 1
+        self._metrics.requests.inc()
         if self._by_session and served.key != self._seat.owner:
             self._seat.board.give(self._seat.number, REQUEST)
 
     def handed_over(self) -> None:
         """A connection is on its way to another worker."""
-        self._figures[HANDED_OVER] += 1
+        self._metrics.handed_over.inc()
 
     def refused(self) -> None:
         """A request has been refused."""
-        self._figures[REFUSED] += 1
+        self._metrics.refused.inc()
 
     def _change(self, difference: int) -> None:
         if not self._by_session:
             return
         self._active += difference
         self._seat.board.set_busy(self._seat.number, self._active)
-        minted = self._figures[MINTED]
+        minted = self._metrics.minted.value
         if minted != self._minted:
             self._minted = minted
             self._seat.board.give(self._seat.number, SESSION)

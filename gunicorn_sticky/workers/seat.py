@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..shared.board import Board
-from ..shared.metrics import Row
+from ..shared.metrics import WorkerRow
 
 if TYPE_CHECKING:
     # They need Linux.
@@ -35,8 +35,8 @@ class Seat:
     #: By which the workers hear each other, and the socket where other programs join, if there is one.
     cluster: Cluster
     cluster_socket: JoinSocket | None
-    #: The worker's row, see shared/metrics.py.
-    figures: Row
+    #: The worker's row.
+    metrics: WorkerRow
     #: Closes, in the worker's process, what it has inherited and must not keep.
     leave: Callable[[], None]
 

@@ -10,8 +10,6 @@ import time
 
 import gevent
 
-from gunicorn_sticky.shared import metrics as figures
-
 #: Set by a hook of Gunicorn's.
 WORKER = None
 
@@ -28,8 +26,9 @@ def speak():
     board.give(seat, 99)
     board.count = 99
     board.become_active_master()
-    for cell in range(len(figures.WORKER)):
-        worker._seat.figures[cell] = 99
+    for number in worker._seat.metrics:
+        number.value = 99
+        number.show()
     worker.max_requests = worker.nr = 1
     worker.alive = False
     worker.tmp.notify()
