@@ -195,7 +195,7 @@ class Server:
     @property
     def is_running(self) -> bool:
         """Whether the master, which need not be our child, is there."""
-        return Path(f"/proc/{self.pid}").exists()
+        return stat(str(self.pid))[0] != "Z"
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -213,8 +213,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._session, signal.SIGKILL)
             self.process.wait()
-            # Until its ports are free.
-            wait_for(lambda: os.killpg(self._session, 0), "all processes to end")
+            wait_for(lambda: not self.session(), "all processes to end, which frees the ports")
         if exception[0] is not None:
             print(self.log)
         self._folder.cleanup()
