@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+
+class Event(Protocol):
+    """`threading.Event`, or what the worker's kind has in its place."""
+
+    def set(self) -> object: ...
+
+    def wait(self) -> object: ...
 
 
 class Listener:
@@ -30,14 +37,14 @@ class Connection:
     """
 
     def __init__(
-        self, address: Any, key: str, slot: int, listener: Listener, release_event: str, release: Callable[[], None]
+        self, address: Any, key: str, slot: int, listener: Listener, release_event: str, released: Event
     ) -> None:
         self.address = address
         self.key = key
         self.slot = slot
         self.listener = listener
         self._release_event = release_event
-        self._release = release
+        self._released = released
 
     def __repr__(self) -> str:
         return f"<Connection from {self.address} with key {self.key!r} in slot {self.slot}>"
@@ -50,5 +57,9 @@ class Connection:
         """
         if event != self._release_event:
             return False
-        self._release()
+        self._released.set()
         return True
+
+    def wait(self) -> None:
+        """Wait until the connection is released."""
+        self._released.wait()

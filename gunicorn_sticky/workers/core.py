@@ -13,7 +13,6 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -29,7 +28,7 @@ from ..shared.limited_log import LimitedLog
 from ..shared.refusals import Refusal, name
 from ..shared.unpatched import close
 from .config import CachedConfig
-from .connection import Connection, Listener
+from .connection import Connection, Event, Listener
 from .gate import Gate, HandOver
 from .load import Load
 from .parser import refuser
@@ -186,14 +185,14 @@ class StickyWorker:
         self._limited.warn(setting, "Refused a connection with key %s: %d, %s", served.key, status, message)
         self.load.refused()
 
-    def connection(self, served: Served, listener: Listener, release: Callable[[], None]) -> Connection:
+    def connection(self, served: Served, listener: Listener, released: Event) -> Connection:
         """Return a connection as the hook sticky_connection is to see it.
 
         Args:
-            release: called when the application has emitted what sticky_sync_event names
+            released: set when the application has emitted what sticky_sync_event names
         """
         event = self.cfg.sticky_sync_event
-        return Connection(served.info.address, str(served.key), self.slot, listener, event, release)
+        return Connection(served.info.address, str(served.key), self.slot, listener, event, released)
 
     # --- its children ---
 

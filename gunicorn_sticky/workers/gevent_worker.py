@@ -232,9 +232,10 @@ class GeventStickyWorker(StickyWorker, GeventWorker):  # type: ignore[misc]
         seconds = self.cfg.sticky_sync_timeout if self.cfg.sticky_sync else None
         try:
             with gevent.Timeout(seconds, False):
-                self.cfg.sticky_connection(self, self.connection(served, listener, released.set))
+                connection = self.connection(served, listener, released)
+                self.cfg.sticky_connection(self, connection)
                 if self.cfg.sticky_sync:
-                    released.wait()
+                    connection.wait()
                 return True
         except Exception:
             self.log.exception("Exception in the sticky_connection hook")
