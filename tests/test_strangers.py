@@ -72,7 +72,7 @@ FINDERS = """
 class Finder:
     {}
 
-sys.meta_path.insert(0, Finder())
+sys.meta_path.insert(1, Finder())  # ours is first
 """
 #: Import hooks of other programs.
 OTHERS = {
