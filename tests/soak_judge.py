@@ -167,6 +167,8 @@ class Judge:
     def _is_lost_session(self, r: Record) -> bool:
         """Tell whether a Socket.IO session went with its worker, or by IP or header with its slot's."""
         mine = self._history.processes.get(r.pid or 0)
+        if not self._by_session and mine is not None and mine.leaving is not None and mine.leaving <= r.end:
+            return True  # its client's next request goes to a successor, or to an older master's worker
         for worker in self._history.of("worker"):
             if mine is not None and worker.slot != mine.slot:
                 continue

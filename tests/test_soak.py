@@ -149,4 +149,8 @@ def test_a_socketio_session():
     assert found(lost, processes=(worker(),)) == ["failed"]
     assert found(lost, processes=(worker(), worker(103, born=9.0))) == []  # its slot has a successor
     assert found(lost, by="session", processes=(worker(), worker(103, born=9.0))) == ["failed"]
+    drains = worker(born=4.0, leaving=9.5)
+    assert found(lost, processes=(drains, worker(103, born=1.0))) == []  # its slot is an older master's again
+    assert found(lost, processes=(worker(leaving=11.0), worker(103, born=-1.0))) == ["failed"]
+    assert found(lost, by="session", processes=(drains, worker(103, born=1.0))) == ["failed"]
     assert found(lost, by="session", processes=(KILLED,)) == []
