@@ -124,6 +124,21 @@ def test_who_leaves_waits_while_another_one_drains(rig: Rig):
     assert rig.crew.needs_worker(0, RESPAWN)
 
 
+def test_who_has_an_older_configuration_goes_on_until_there_is_a_successor(rig: Rig):
+    old = rig.boot(0)
+    rig.crew.outdate(old.age)
+    new = rig.start(0, now=10.0)
+    assert not rig.crew.needs_worker(0, 20.0)
+    rig.end(new)  # while it boots
+    assert not rig.crew.needs_worker(0, 10.0)
+    assert rig.crew.needs_worker(0, 10.0 + RESPAWN)
+    assert rig.crew.superfluous(SLOTS) == []
+    rig.boot(0, now=11.0)
+    assert rig.crew.superfluous(SLOTS) == [old]
+    rig.end(old)
+    assert not rig.crew.needs_worker(0, 20.0)
+
+
 def test_of_two_that_boot_the_older_one_goes(rig: Rig):
     first, second = rig.start(0), rig.start(0)
     assert rig.crew.superfluous(SLOTS) == [first]

@@ -109,3 +109,21 @@ def test_a_slot_whose_workers_all_drain_gets_another_one():
         # With all seats taken, who has drained longest has made room.
         wait_for(lambda: draining[0] not in server.alive("worker"), "the oldest to end")
         assert set(draining[1:]) <= set(server.alive("worker"))
+
+
+def test_a_reload_whose_new_worker_dies_while_it_boots_goes_on():
+    """The old one, with the older configuration, serves until another successor is there, and no longer."""
+    config = """
+import os
+def post_fork(server, worker):
+    if os.path.exists("die"):
+        os.unlink("die")
+        os.abort()
+"""
+    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
+        old = server.who()["pid"]
+        (server.folder / "die").touch()
+        server.send_signal(signal.SIGHUP)
+        wait_for(lambda: not (server.folder / "die").exists(), "the new worker to die")
+        wait_for(lambda: server.alive("worker") not in ([], [old]) and server.who()["pid"] != old, "a successor")
+        wait_for(lambda: old not in server.alive("worker"), "the old worker to end")

@@ -126,6 +126,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             )
             self.worker_class = before
         if before:
+            self._crew.outdate(self.worker_age)
             self._sockets.open(self.cfg, self.log, self.log.error)
 
     def start(self) -> None:

@@ -3,7 +3,7 @@
 Decisions only: here is no process, no signal and no clock. The rules:
 
  1. Each slot has a worker that takes its connections, or one that will when it has booted.
- 2. A worker that waits for a successor (max_requests) goes on until there is one.
+ 2. A worker that waits for a successor (max_requests), or has an older configuration, goes on until there is one.
  3. Once a slot has a newer worker that takes its connections, the older ones are dismissed: they drain.
  4. A worker that dies while it boots is replaced after `RESPAWN` seconds, any other at once.
  5. A slot has `SEATS` seats. If nobody leaves one in time, the worker that serves least is killed for its seat.
@@ -55,6 +55,8 @@ class Crew:
         self._workers = workers
         #: By slot, when its next worker may start, if the last one has died while it booted.
         self._not_before: dict[int, float] = {}
+        #: The age of the youngest worker that has an older configuration.
+        self._outdated = 0
 
     def of(self, slot: int) -> list[Worker]:
         """Return the workers of a slot, the newest last."""
@@ -76,8 +78,15 @@ class Crew:
         wanted = [worker for worker in workers if worker.alive and self.is_wanted(worker)]
         if not wanted:
             return True
-        # Who leaves takes connections until a successor does, so that can wait for those that drain.
-        return all(worker.leaving for worker in wanted) and len(workers) < WORKERS_PER_SLOT
+        # They take connections until a successor does, so that can wait for those that drain.
+        return all(self._is_leaving(worker) for worker in wanted) and len(workers) < WORKERS_PER_SLOT
+
+    def outdate(self, age: int) -> None:
+        """Note that there is another configuration, which workers up to this age do not have."""
+        self._outdated = age
+
+    def _is_leaving(self, worker: Worker) -> bool:
+        return worker.leaving or worker.age <= self._outdated
 
     def is_wanted(self, worker: Worker) -> bool:
         """Tell whether a worker takes its slot's connections, or boots and is the newest there."""
