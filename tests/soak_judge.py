@@ -146,8 +146,9 @@ class Judge:
         if not self._by_session:
             # The slots may have been other ones then.
             return homes.get(r.client, worker.slot) == worker.slot or self._history.within("slots", r.start, r.end)
+        # What its owner had not taken when it ended was routed anew.
         owner = self._history.processes.get(r.owner or 0)
-        return owner is None or owner.is_gone(r.start)
+        return owner is None or owner.is_gone(gone)
 
     def _was_forced(self, worker: Process, at: float) -> bool:
         """Tell whether a worker could wait no longer, after it had waited for as long as it may."""

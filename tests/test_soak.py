@@ -144,6 +144,12 @@ def test_a_worker_that_ends_without_a_reason():
     assert found(processes=(worker(gone=7.0, leaving=5.0),)) == []
 
 
+def test_a_request_that_was_routed_anew_and_to_a_worker_that_was_killed():
+    lost = failed(owner=103, start=9.5)
+    assert found(lost, by="session", processes=(KILLED, worker(103, slot=2, gone=9.6, leaving=8.0))) == []
+    assert found(lost, by="session", processes=(KILLED, worker(103, slot=2))) == ["failed"]
+
+
 def test_a_socketio_session():
     lost = failed(kind="sio", pid=101, owner=101, last_pid=101, opened=5.0)
     assert found(lost, processes=(worker(),)) == ["failed"]
