@@ -146,7 +146,7 @@ def test_a_line_is_a_metric():
         ("cookies", "cookies", "cookies"),
         ("eaten", "eaten_cookies", "eaten"),
     ]
-    cells = memoryview(bytearray(8 * JarRow.size())).cast("Q")
+    cells = memoryview(bytearray(8 * JarRow.CELLS)).cast("Q")
     row = JarRow(cells)
     row.pid.set(5)
     row.cookies.inc()

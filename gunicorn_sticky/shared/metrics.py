@@ -158,28 +158,22 @@ class Row:
 
     #: In the order of the memory.
     FIELDS: ClassVar[tuple[Field, ...]] = ()
+    #: How many cells they take there.
+    CELLS: ClassVar[int] = 0
 
     def __init_subclass__(cls) -> None:
         own = [field for field in vars(cls).values() if isinstance(field, Field)]
         for field in own:
             delattr(cls, field.name)
         cls.FIELDS = (*cls.FIELDS, *own)
+        cls.CELLS = sum(len(field.values) or 1 for field in cls.FIELDS)
 
     def __init__(self, cells: memoryview) -> None:
-        places = iter(range(len(cells)))
-
-        def number(field: Field) -> Number:
-            place = next(places)
-            return field.kind(cells[place : place + 1])
-
+        free = (cells[place : place + 1] for place in range(self.CELLS))
         for field in self.FIELDS:
-            found = {value: number(field) for value in field.values} if field.values else number(field)
+            kind = field.kind
+            found = {value: kind(next(free)) for value in field.values} if field.values else kind(next(free))
             setattr(self, field.name, found)
-
-    @classmethod
-    def size(cls) -> int:
-        """Return the number of cells."""
-        return sum(len(field.values) or 1 for field in cls.FIELDS)
 
     @classmethod
     def metrics(cls, *kinds: type[Number]) -> list[Field]:
@@ -319,11 +313,11 @@ class DispatcherRow(ProcessRow):
 
 R = TypeVar("R", bound=Row)
 
-_SLOTS = MasterRow.size()
-_SEATS = _SLOTS + MAX_SLOTS * SlotRow.size()
-_DISPATCHERS = _SEATS + MAX_SLOTS * SEATS * WorkerRow.size()
+_SLOTS = MasterRow.CELLS
+_SEATS = _SLOTS + MAX_SLOTS * SlotRow.CELLS
+_DISPATCHERS = _SEATS + MAX_SLOTS * SEATS * WorkerRow.CELLS
 #: Bytes of the memory.
-SIZE = (_DISPATCHERS + DISPATCHERS * DispatcherRow.size()) * 8
+SIZE = (_DISPATCHERS + DISPATCHERS * DispatcherRow.CELLS) * 8
 
 
 class Metrics:
@@ -358,5 +352,5 @@ class Metrics:
         return self._row(DispatcherRow, _DISPATCHERS, number % DISPATCHERS)
 
     def _row(self, kind: type[R], start: int, number: int) -> R:
-        start += number * kind.size()
-        return kind(self._cells[start : start + kind.size()])
+        start += number * kind.CELLS
+        return kind(self._cells[start : start + kind.CELLS])

@@ -137,7 +137,8 @@ class Server:
     def _slot(self, slot: int, now: float) -> dict[str, Any]:
         owners = self._board.owners()
         seats = range(slot * SEATS, (slot + 1) * SEATS)
-        workers = [self._worker(slot, seat, now) for seat in seats if seat < len(owners) and owners[seat]]
+        rows = {seat: self._metrics.worker(seat) for seat in seats}
+        workers = [self._worker(slot, seat, rows[seat], now) for seat in seats if seat < len(owners) and owners[seat]]
         found = [worker for worker in workers if worker]
         states = {worker["state"] for worker in found}
         return {
@@ -145,11 +146,10 @@ class Server:
             "state": slot_state(states),
             "workers": sorted(found, key=lambda worker: worker["age"]),
             **_values(SlotRow.metrics(), [self._metrics.slot(slot)]),
-            **_values(WorkerRow.metrics(Counter), [self._metrics.worker(seat) for seat in seats]),
+            **_values(WorkerRow.metrics(Counter), [*rows.values()]),
         }
 
-    def _worker(self, slot: int, seat: int, now: float) -> dict[str, Any] | None:
-        row = self._metrics.worker(seat)
+    def _worker(self, slot: int, seat: int, row: WorkerRow, now: float) -> dict[str, Any] | None:
         pid, seen = row.pid.value, _process(row.pid.value)
         if pid and seen is None:
             return None  # killed a moment ago
