@@ -33,9 +33,9 @@ from urllib.parse import urlencode
 
 from compare import machine, number_in, output_of
 from contender import HERE, cpu_seconds
-from harness import STICKY, Server, wait_for
 from heard import Heard
 from report import Spread
+from support.harness import STICKY, Server, wait_for
 
 WORKERS = 4
 #: Bytes of a message, number of messages, and seconds between two of them.

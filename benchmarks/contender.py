@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from harness import BIN, PATIENCE, STICKY, Server, npm_ci  # noqa: E402
+from support.harness import BIN, PATIENCE, STICKY, Server, npm_ci  # noqa: E402
 
 #: The client is not to wait for a processor: latencies would be its own.
 NICE = ("nice", "-n", "5")

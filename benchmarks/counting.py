@@ -35,8 +35,8 @@ from contender import HERE, cpu_seconds
 from counting_rows import WRITERS, cells
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
-from harness import STICKY, Server, wait_for
 from report import Spread
+from support.harness import STICKY, Server, wait_for
 
 from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.workers.config import CachedConfig

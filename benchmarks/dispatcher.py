@@ -45,7 +45,7 @@ from gunicorn_sticky.workers.parser import refuser
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from harness import addresses, wait_for
+from support.harness import addresses, wait_for
 
 AFFINITIES = {"ip": Affinity(), "header": Affinity(by="header", header="x-forwarded-for")}
 #: The number of slots where that is not what is measured.

@@ -24,9 +24,9 @@ from pathlib import Path
 import socketio
 from compare import machine, output_of, versions
 from contender import HAPROXY, HERE, cpu_seconds
-from harness import STICKY, Server, descriptors, wait_for
 from report import Spread
-from test_proxies import reserved_port
+from support.harness import STICKY, Server, descriptors, wait_for
+from support.proxies import reserved_port
 
 WORKERS = 2
 PING_INTERVAL = 5

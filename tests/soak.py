@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import STICKY, TESTS, Server, addresses, request, wait_for
 from soak_judge import Finding, History, Judge, Process, Window
-from test_proxies import HAPROXY, HAPROXY_V2, NGINX, haproxy, nginx
-from under_load import GROWTH, Load, Record, descriptors, memory, summary, wait_until_ready
+from support.harness import STICKY, TESTS, Server, addresses, request, wait_for
+from support.proxies import HAPROXY, HAPROXY_V2, NGINX, haproxy, nginx
+from support.under_load import GROWTH, Load, Record, descriptors, memory, summary, wait_until_ready
 
 WORKERS, GRACE, TIMEOUT = 3, 2, 6
 RATE, CLIENTS, SESSIONS = 120, 120, 6
@@ -526,10 +526,17 @@ def soak(by: str, front: str, seconds: float, chance: random.Random, kept: Path)
             port = stack.enter_context(start(folder, port, text))
         status = int(server.wait_for_log(r"Status at: http://.*:(\d+)$").group(1))
         before = figures(server.pid, history)
-        command = [str(TESTS / "load.py"), str(port), seen_by, f"--rate={RATE}", f"--clients={CLIENTS}", "--mixed"]
+        command = [
+            str(TESTS / "clients" / "load.py"),
+            str(port),
+            seen_by,
+            f"--rate={RATE}",
+            f"--clients={CLIENTS}",
+            "--mixed",
+        ]
         load = Load(server, by, command)
         stack.callback(load.kill)
-        sessions = Load(server, by, [str(TESTS / "soak_sessions.py"), str(port), by, str(SESSIONS)])
+        sessions = Load(server, by, [str(TESTS / "clients" / "soak_sessions.py"), str(port), by, str(SESSIONS)])
         stack.callback(sessions.kill)
         faults = Faults(server, port, load, history, chance)
         stack.callback(faults.close)

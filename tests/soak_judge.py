@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from under_load import Record
+from support.under_load import Record
 
 #: Seconds in which the kernel closes what a dead process had, before and after it says that this is dead.
 CLOSING, CLOSES = 0.5, 0.6

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import STICKY, Server, wait_for
+from support.harness import STICKY, Server, wait_for
 
 from gunicorn_sticky.dispatcher.balancing import Channels, SessionRoute
 from gunicorn_sticky.routing.affinity import Affinity

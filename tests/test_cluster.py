@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import APPS, STICKY, TESTS, Server, npm_ci, wait_for
-from sio_client import Client
-from test_upgrade import ANOTHER_VERSION
-from under_load import times
+from support.harness import APPS, STICKY, TESTS, Server, npm_ci, wait_for
+from support.masters import ANOTHER_VERSION
+from support.sio_client import Client
+from support.under_load import times
 
 APP = "cluster_app:app"
 #: By session, clients from one address go to all workers. Who polls and is busy for longer than a connection is kept

@@ -2,7 +2,7 @@
 
 import pytest
 from gunicorn.config import Config
-from harness import STICKY, Server, request
+from support.harness import STICKY, Server, request
 
 from gunicorn_sticky.workers.config import CachedConfig
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from harness import STICKY, Server, request
+from support.harness import STICKY, Server, request
 
 pytestmark = pytest.mark.features
 

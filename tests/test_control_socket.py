@@ -9,26 +9,14 @@ import subprocess
 from typing import Any
 
 import pytest
-from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
+from support.gunicornc import control
+from support.harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 
 pytestmark = [pytest.mark.features, pytest.mark.xdist_group("control_socket")]
 
 CLIENTS = addresses(12)
-
-
-def control(server: Server, command: str) -> dict[str, Any]:
-    """Let gunicornc send one command, and return the answer."""
-    wait_for((server.folder / "control").exists, "the control socket")
-    tool = [str(BIN / "gunicornc"), "-s", str(server.folder / "control"), "-j", "-c", command]
-
-    def answer() -> dict[str, Any] | None:
-        # While the master forks, its control socket is closed for a moment.
-        done = subprocess.run(tool, capture_output=True, text=True, timeout=PATIENCE)
-        return dict(json.loads(done.stdout)) if done.returncode == 0 else None
-
-    return wait_for(answer, f"an answer to {command}")
 
 
 def ready(server: Server, workers: int, dispatchers: int) -> None:

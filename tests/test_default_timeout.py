@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, STICKY, Server, addresses, request, wait_for
-from test_handover import Connection
+from support.connections import Connection
+from support.harness import PATIENCE, STICKY, Server, addresses, request, wait_for
 
 CONFIG = "import socket\nsocket.setdefaulttimeout(5)\n"
 CLIENTS = addresses(12)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import STICKY, Server, addresses, wait_for
-from test_control_socket import control
+from support.gunicornc import control
+from support.harness import STICKY, Server, addresses, wait_for
 
 pytestmark = pytest.mark.features
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import STICKY, Response, Server, addresses, request, wait_for
+from support.harness import STICKY, Response, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 

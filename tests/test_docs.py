@@ -13,10 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from configparser import ConfigParser
 from contextlib import closing
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from importlib.metadata import version
 from pathlib import Path
@@ -24,16 +23,15 @@ from pathlib import Path
 import pytest
 import websocket
 import yaml
-from harness import APPS, BIN, PATIENCE, STICKY, TESTS, Server, clean_env, npm_ci
-from test_proxies import NGINX, nginx, reserved_port
+from support.harness import APPS, BIN, PATIENCE, STICKY, TESTS, Server, clean_env, npm_ci
+from support.pages import DOCS, ROOT, Block, blocks
+from support.proxies import NGINX, nginx, reserved_port
 
 import gunicorn_sticky
 from gunicorn_sticky.settings import NAMES
 
 pytestmark = pytest.mark.programs
 
-ROOT = TESTS.parent
-DOCS = ROOT / "docs"
 EXAMPLES = ROOT / "examples"
 GITHUB_PAGES = [ROOT / ".github" / name for name in ("SECURITY.md", "pull_request_template.md")]
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
@@ -53,37 +51,6 @@ HEADERS = dict.fromkeys(("X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "X-
 #: Programs that act on what is not here, and what a page with one of them has to say.
 ELSEWHERE = ("aws", "git", "heroku", "systemctl")
 NOT_RUN = re.compile(r"\*\*not\*\*\s+been\s+(run|built)")
-
-
-@dataclass
-class Block:
-    page: Path
-    language: str
-    text: str
-
-    @property
-    def title(self) -> str:
-        """The name of the file that this is, if its first line is a comment that tells one."""
-        match = re.match(r"(?:#|<!--) (\S+\.\w+|Dockerfile)\b", self.text)
-        return match.group(1) if match else ""
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    """Yield the blocks of code on a page, without the directives of MyST."""
-    lines = iter(page.read_text().splitlines())
-    for line in lines:
-        fence = re.match(r"( *)(`{3,})(.*)", line)
-        if fence is None:
-            continue
-        indent, ticks, language = fence.groups()
-        body = []
-        for inside in lines:
-            if inside == indent + ticks:
-                break
-            assert inside.startswith(indent) or not inside, (page, inside)
-            body.append(inside[len(indent) :])
-        if not language.startswith("{"):
-            yield Block(page, language, "\n".join(body) + "\n")
 
 
 class Reader:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import requests
 import socketio
-from harness import PATIENCE, STICKY, TESTS, Server, addresses, clean_env, npm_ci, wait_for
 from requests.adapters import HTTPAdapter
+from support.harness import PATIENCE, STICKY, TESTS, Server, addresses, clean_env, npm_ci, wait_for
 
 pytestmark = pytest.mark.programs
 

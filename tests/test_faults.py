@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Server, wait_for
-from under_load import (
+from support.harness import Server, wait_for
+from support.under_load import (
     Load,
     Record,
     ask,

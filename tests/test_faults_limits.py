@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import BIN, Server, wait_for
-from under_load import (
+from support.harness import BIN, Server, wait_for
+from support.under_load import (
     CLIENTS,
     Load,
     assert_nobody_moved,

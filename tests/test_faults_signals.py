@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import BIN, Server, wait_for
-from under_load import (
+from support.harness import BIN, Server, wait_for
+from support.under_load import (
     CLIENTS,
     Load,
     Record,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import STICKY, Server, wait_for
+from support.harness import STICKY, Server, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import gunicorn
 import pytest
-from harness import APPS, PATIENCE, STICKY, Server
+from support.harness import APPS, PATIENCE, STICKY, Server
 
 pytestmark = pytest.mark.features
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, descriptors, wait_for
+from support.harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, descriptors, wait_for
 
 pytestmark = [pytest.mark.features, pytest.mark.xdist_group("gunicorn_settings")]
 

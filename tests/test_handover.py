@@ -9,39 +9,16 @@ import json
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from harness import STICKY, Server, wait_for
+from support.connections import Connection
+from support.harness import STICKY, Server, wait_for
 
 BY_HEADER = (*STICKY, "--sticky-proxy", "--keep-alive", "30")
 KEYS = [f"203.0.113.{n}" for n in range(1, 60)]
-
-
-class Connection:
-    """A kept-alive client connection that reads one JSON answer after the other."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.address = self.socket.getsockname()
-        self._file = self.socket.makefile("rb")
-
-    def answer(self) -> dict:
-        status = self._file.readline()
-        assert status.startswith(b"HTTP/1.1 200 "), status + self._file.read(1000)
-        headers = {}
-        while line := self._file.readline().strip():
-            name, _, value = line.partition(b":")
-            headers[name.lower()] = value.strip()
-        return json.loads(self._file.read(int(headers[b"content-length"])))
-
-    def close(self) -> None:
-        self._file.close()
-        self.socket.close()
 
 
 def request(number: int, key: str, body: bytes | None = None, chunked: bool = False) -> bytes:

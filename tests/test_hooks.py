@@ -9,7 +9,7 @@ import signal
 from collections import Counter
 
 import pytest
-from harness import STICKY, Server, request, wait_for
+from support.harness import STICKY, Server, request, wait_for
 
 pytestmark = pytest.mark.features
 

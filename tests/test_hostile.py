@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import STICKY, TESTS, Server, addresses, wait_for
-from test_proxies import HAPROXY, haproxy
+from support.harness import STICKY, TESTS, Server, addresses, wait_for
+from support.proxies import HAPROXY, haproxy
 
 pytestmark = [pytest.mark.load, pytest.mark.xdist_group("hostile")]
 

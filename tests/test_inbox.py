@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from harness import PATIENCE
+from support.harness import PATIENCE
 
 #: Takes a connection, as the server does when its loop sees one, and closes the server in the same breath.
 PROGRAM = """

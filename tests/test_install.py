@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from harness import APPS, PATIENCE, STICKY, TESTS, Server, clean_env, wait_for
+from support.harness import APPS, PATIENCE, STICKY, TESTS, Server, clean_env, wait_for
 
 # One process makes the environments.
 pytestmark = pytest.mark.xdist_group("install")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import BIN, STICKY, Server, addresses, wait_for
+from support.harness import BIN, STICKY, Server, addresses, wait_for
 
 pytestmark = pytest.mark.features
 

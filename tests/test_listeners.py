@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import pytest
-from harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
+from support.harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
 
 pytestmark = pytest.mark.features
 

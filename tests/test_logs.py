@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
+from support.harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 

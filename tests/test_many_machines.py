@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import BIN, STICKY, TESTS, Server, wait_for
-from machine import Machine
-from test_socketio import MODES
+from support.harness import BIN, STICKY, TESTS, Server, wait_for
+from support.machine import Machine
+from support.socketio import MODES
 
 from gunicorn_sticky.routing.session_ids import Ids
 

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import BIN, PATIENCE, STICKY, Server, addresses, wait_for
-from test_status import run, status
+from support.harness import BIN, PATIENCE, STICKY, Server, addresses, wait_for
+from support.status import run, status
 
 from gunicorn_sticky.shared import board as boards
 from gunicorn_sticky.shared import memory

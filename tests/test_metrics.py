@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import TESTS
 from prometheus_client import parser
+from support.harness import TESTS
 
 from gunicorn_sticky.shared.board import SEATS, Board
 from gunicorn_sticky.shared.metrics import (

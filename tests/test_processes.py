@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from harness import BIN, STICKY, Server, addresses, descriptors, request, wait_for
+from support.harness import BIN, STICKY, Server, addresses, descriptors, request, wait_for
 
 CLIENTS = addresses(24)
 

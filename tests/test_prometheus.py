@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 import yaml
-from harness import TESTS, addresses, request, wait_for
 from prometheus_client import parser
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
-from test_proxies import changed, reserved_port, running
-from test_status_server import Site
+from support.harness import TESTS, addresses, request, wait_for
+from support.proxies import changed, reserved_port, running
+from support.status import Site
 
 pytestmark = pytest.mark.programs
 #: Tests that share a server, and leave it as it is.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import TESTS, clean_env
+from support.harness import TESTS, clean_env
 
 pytestmark = pytest.mark.programs
 

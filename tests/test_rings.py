@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import wait_for
+from support.harness import wait_for
 
 from gunicorn_sticky.broadcast import rings
 from gunicorn_sticky.broadcast.rings import MAX_MESSAGE, SIZE, Reader, Rings, Writer

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 import requests
-from harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
+from support.harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
 
 KEYS = "query:session_id,header:mcp-session-id,cookie:session"
 APP = (*STICKY, "--sticky-by", "session", "--sticky-session-keys", KEYS, "sessions:app")

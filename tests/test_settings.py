@@ -19,7 +19,7 @@ import pytest
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config
 from gunicorn.errors import ConfigError
-from harness import APPS, BIN, PATIENCE, STICKY, Response, Server, clean_env, wait_for
+from support.harness import APPS, BIN, PATIENCE, STICKY, Response, Server, clean_env, wait_for
 
 from gunicorn_sticky.configuration import affinity, check, cookie_name
 

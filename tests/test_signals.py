@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import STICKY, Server, addresses, daemon, wait_for
+from support.harness import STICKY, Server, addresses, daemon, wait_for
 
 pytestmark = pytest.mark.features
 steady = pytest.mark.xdist_group("signals")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from harness import STICKY, Server, addresses, wait_for
+from support.harness import STICKY, Server, addresses, wait_for
 
 from gunicorn_sticky.shared.board import SEATS
 

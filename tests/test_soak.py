@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from soak_judge import History, Judge, Process, Window
-from under_load import Record
+from support.under_load import Record
 
 pytestmark = pytest.mark.features
 

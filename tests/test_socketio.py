@@ -16,19 +16,15 @@ from typing import Any
 
 import pytest
 import websocket
-from harness import PATIENCE, STICKY, TESTS, Response, Server, addresses, npm_ci, request
+from support.harness import PATIENCE, STICKY, TESTS, Response, Server, addresses, request
+from support.socketio import JAVASCRIPT, MODES, PYTHON
 
 pytestmark = pytest.mark.programs
 
-CLIENTS = TESTS / "clients"
-PYTHON = [sys.executable, str(CLIENTS / "client.py")]
-JAVASCRIPT = ["node", str(CLIENTS / "client.mjs")]
 APPS = {"python-socketio": "sio_app:app", "flask-socketio": "flask_sio_app:app"}
 WORKERS = 4
 #: A client on a busy machine may send its request long after it has connected; until then its connection is idle.
 KEEP_ALIVE = ("--keep-alive", "30")
-#: How a client begins, and how it goes on.
-MODES = {"polling": ["polling"], "upgrade": ["polling", "websocket"], "websocket": ["websocket"]}
 #: Seconds that a client has to stay connected.
 STAY = 2.0
 
@@ -56,11 +52,6 @@ def server(request: pytest.FixtureRequest, by: str) -> Iterator[Server]:
         # Those who boot first would get all the sessions.
         server.wait_for_log(r"Slot \d: ready", count=WORKERS)
         yield server
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> None:
-    npm_ci(CLIENTS)
 
 
 def connect(

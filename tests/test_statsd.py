@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import APPS, PATIENCE, STICKY, Server, addresses, wait_for
+from support.harness import APPS, PATIENCE, STICKY, Server, addresses, wait_for
 
 from gunicorn_sticky.shared.board import SEATS, Board
 from gunicorn_sticky.shared.metrics import Metrics

@@ -12,13 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_env, wait_for
+from support.harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_env, wait_for
+from support.status import run, sigstop, status
 
 from gunicorn_sticky.status import command as monitor
 from gunicorn_sticky.status.snapshot import _opened, find
@@ -28,31 +28,8 @@ pytestmark = pytest.mark.features
 CLIENTS = addresses(24)
 
 
-def status(server: Server) -> dict[str, Any]:
-    (found,) = wait_for(lambda: list(find(server.pid)), "the server's metrics")
-    return found.status()
-
-
-def run(*args: str, columns: int = 80) -> tuple[int, str]:
-    """Run `gunicorn-sticky status`, and return its exit code and what it has printed."""
-    command = [str(BIN / "gunicorn-sticky"), "status", *args]
-    done = subprocess.run(command, env=clean_env({"COLUMNS": str(columns)}), capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
-
-
 def total(server: Server, name: str) -> int:
     return sum(slot[name] for slot in status(server)["slots"])
-
-
-@contextlib.contextmanager
-def sigstop(pids: Sequence[int]) -> Iterator[None]:
-    try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 #: Tests that share a server, and leave it as it is.

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE, TESTS, addresses, npm_ci, wait_for
-from test_docs import DOCS, blocks
-from test_proxies import nginx
-from test_status import sigstop
-from test_status_server import Site, well
+from support.harness import PATIENCE, TESTS, addresses, npm_ci, wait_for
+from support.pages import DOCS, blocks
+from support.proxies import nginx
+from support.status import Site, sigstop, well
 
 from gunicorn_sticky.status.page import PAGE
 

@@ -13,13 +13,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import APPS, PATIENCE, STICKY, Response, Server, addresses, descriptors, request, wait_for
-from test_proxies import reserved_port
-from test_status import sigstop
-from test_upgrade import ANOTHER_VERSION, Master
+from support.harness import APPS, PATIENCE, STICKY, Server, addresses, descriptors, request, wait_for
+from support.masters import ANOTHER_VERSION, Master
+from support.proxies import reserved_port
+from support.status import Site, sigstop, well
 
 from gunicorn_sticky.status.server import is_addressed
 
@@ -28,35 +27,6 @@ pytestmark = pytest.mark.features
 shared = pytest.mark.xdist_group("status_server")
 
 CLIENTS = addresses(24)
-
-
-class Site(Server):
-    """A server with a status server, on a port that the kernel chooses."""
-
-    def __init__(self, *args: str, address: str = "127.0.0.1:0", **kwargs: Any) -> None:
-        super().__init__(*STICKY, "-w", "2", "--sticky-status", address, *args, "whoami:app", **kwargs)
-
-    @property
-    def status_port(self) -> int:
-        return int(self.wait_for_log(r"Status at: http://.*:(\d+)$").group(1))
-
-    def ask(self, path: str, **kwargs: Any) -> Response:
-        return request(self.status_port, path, **kwargs)
-
-    def status(self) -> dict[str, Any]:
-        response = self.ask("/status")
-        assert response.status == 200, response
-        return dict(json.loads(response.body))
-
-    def wait_for_state(self, state: str) -> None:
-        wait_for(lambda: self.status()["state"] == state, f"the server to be {state}")
-
-
-@contextlib.contextmanager
-def well(*args: str, **kwargs: Any) -> Iterator[Site]:
-    with Site(*args, **kwargs) as site:
-        site.wait_for_state("ok")
-        yield site
 
 
 @pytest.fixture(scope="module")

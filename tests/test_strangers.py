@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from harness import PATIENCE, Server, clean_env
+from support.harness import PATIENCE, Server, clean_env
 
 #: What the hook is, and the settings that it adds to Gunicorn's own.
 HOOK = {

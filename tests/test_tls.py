@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from harness import PATIENCE, STICKY, Server, addresses, wait_for
+from support.harness import PATIENCE, STICKY, Server, addresses, wait_for
 
 pytestmark = pytest.mark.features
 

@@ -13,20 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import BIN, STICKY, Server, addresses, descriptors, wait_for
+from support.harness import BIN, STICKY, Server, addresses, descriptors, wait_for
+from support.masters import ANOTHER_VERSION, Master, is_running
 
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(24)
 BY_SESSION = ("--sticky-by", "session", "--sticky-session-keys", "query:session_id", "sessions:app")
-
-#: Lets a new master take the old one for one of another version.
-ANOTHER_VERSION = """
-def pre_exec(server):
-    from gunicorn_sticky import __version__
-    environ = server.cfg.env_orig
-    environ["GUNICORN_STICKY_MASTER"] = environ["GUNICORN_STICKY_MASTER"].replace(__version__, "0.0", 1)
-"""
 
 
 def ask(server: Server, client: str, path: str = "/") -> dict:
@@ -41,38 +34,12 @@ def pids(server: Server) -> set[int]:
     return {ask(server, client)["pid"] for client in CLIENTS}
 
 
-def is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
 @contextlib.contextmanager
 def serving(*args: str, **kwargs: Any) -> Iterator[Server]:
     """Start a server with two workers, and wait for both."""
     with Server(*STICKY, "-w", "2", "--pid", "pid", *args, **kwargs) as server:
         wait_for(lambda: len(pids(server)) == 2, "both workers")
         yield server
-
-
-class Master:
-    """A new master, started by SIGUSR2 and in charge."""
-
-    def __init__(self, server: Server, old: int | None = None) -> None:
-        known, count = set(server.booted("worker")), server.log.count("Master.2 accepts")
-        os.kill(old or server.pid, signal.SIGUSR2)
-        server.wait_for_log(r"Master\.2 accepts connections now", count=count + 1)
-        self.server = server
-        self.pid = int((server.folder / "pid.2").read_text())
-        self.workers = set(server.booted("worker")) - known
-
-    def end(self, number: int = signal.SIGTERM) -> None:
-        os.kill(self.pid, number)
-        wait_for(lambda: not is_running(self.pid), "the new master to end")
-
-    def be_promoted(self) -> None:
-        """Wait until the new master knows that it is the only one."""
-        pidfile = self.server.folder / "pid"
-        wait_for(lambda: pidfile.exists() and int(pidfile.read_text()) == self.pid, "the new master's promotion")
-        assert not (self.server.folder / "pid.2").exists()
 
 
 def test_every_client_keeps_its_slot():

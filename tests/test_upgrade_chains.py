@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import STICKY, Server, daemon, wait_for
-from under_load import times
+from support.harness import STICKY, Server, daemon, wait_for
+from support.under_load import times
 
 pytestmark = pytest.mark.load
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import websocket
-from harness import PATIENCE, STICKY, Response, Server, addresses
+from support.harness import PATIENCE, STICKY, Response, Server, addresses
 
 pytestmark = pytest.mark.features
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 import pytest
-from harness import BIN, STICKY, Server, wait_for
+from support.harness import BIN, STICKY, Server, wait_for
 
 from gunicorn_sticky import configuration
 

@@ -12,7 +12,7 @@ import socketio
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sio_client import From
+from support.sio_client import From
 
 TIMEOUT = 30
 

@@ -16,7 +16,7 @@ from gevent.pool import Pool  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sio_client import Client  # noqa: E402
+from support.sio_client import Client  # noqa: E402
 
 #: Seconds that all of it may take, beside other tests.
 PATIENCE = 120.0

@@ -12,10 +12,13 @@ import random
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
-from harness import addresses, wait_for
-from sio_client import Client
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from support.harness import addresses, wait_for
+from support.sio_client import Client
 
 #: How many questions a client asks, and the seconds between two of them.
 QUESTIONS, PAUSE = 12, 0.3

@@ -22,9 +22,12 @@ import socket
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import addresses
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from support.harness import addresses
 
 #: Seconds after which a request counts as hanging.
 PATIENCE = 40.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from harness import STICKY, TESTS, Server, addresses, request, wait_for
+from support.harness import STICKY, TESTS, Server, addresses, request, wait_for
 
 FAULTS = int(os.environ.get("STICKY_FAULTS", "1"))
 #: Requests a second that a promise is made for, and those that are sent.
@@ -101,7 +101,13 @@ class Load:
         #: Requests that were due while all clients waited for answers.
         self.unsent = 0
         self._read = 0
-        command = command or [str(TESTS / "load.py"), str(server.port), by, f"--rate={RATE}", f"--clients={CLIENTS}"]
+        command = command or [
+            str(TESTS / "clients" / "load.py"),
+            str(server.port),
+            by,
+            f"--rate={RATE}",
+            f"--clients={CLIENTS}",
+        ]
         with self._path.open("wb") as output:
             self._process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=output)
 

@@ -11,8 +11,9 @@ from typing import Any
 import engineio
 import requests
 import socketio
-from harness import PATIENCE, wait_for
 from requests.adapters import HTTPAdapter
+
+from support.harness import PATIENCE, wait_for
 
 # So many packets may wait for a client that polls while it does something else.
 engineio.payload.Payload.max_decode_packets = 1_000_000

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 APPS = TESTS / "apps"
 BIN = Path(sys.executable).parent
 STICKY = ("-k", "gunicorn_sticky.GeventStickyWorker")
