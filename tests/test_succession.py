@@ -87,7 +87,7 @@ def test_a_new_one_that_ends_does_not_give_it_to_one_that_has_been_told_to_end(m
 def test_whoever_is_left_is_active_and_clears_the_other_half(masters: Masters):
     masters.boot()
     masters.settle()
-    masters.old.is_alone()  # the new one was killed
+    masters.old.forget_other()  # the new one was killed
     assert masters.old.settle(0.0, False, False, SLOTS)
     assert masters.active() == "old"
     assert masters.old.other.phase == STOPPED
@@ -98,7 +98,7 @@ def test_whoever_is_left_and_was_told_to_end_is_not_announced(masters: Masters):
     masters.boot()
     masters.settle()
     masters.board.phase = STOPPING
-    masters.old.is_alone()
+    masters.old.forget_other()
     assert not masters.old.settle(0.0, False, False, SLOTS)
     assert masters.active() == "old"
 

@@ -251,7 +251,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.log.debug("%d workers", count, extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"})
         if self.cfg.enable_backlog_metric:
             backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
-            backlog += sum(self._channels.queued(slot) for slot in range(len(self._channels.slots)))
+            backlog += sum(row.waiting.value for row in self._slot_rows)
             self.log.debug(
                 "socket backlog: %d",
                 backlog,
@@ -490,7 +490,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Let one of two masters accept, or the one that is left."""
         has_other = self._has_other()
         if not has_other:
-            self._succession.is_alone()
+            self._succession.forget_other()
             self._channels.close_others()
         if self._succession.settle(time.monotonic(), has_other, bool(self.master_pid), self.num_workers):
             self.log.info("%s accepts connections now", self.master_name)

@@ -43,8 +43,8 @@ class Succession:
         if self.other.goes_on:
             self.other.become_active_master()
 
-    def is_alone(self) -> None:
-        """Note that there is no other master (any more)."""
+    def forget_other(self) -> None:
+        """Clear what another master has left: there is none any more."""
         if self.other.is_current:
             self.other.clear()
 
