@@ -196,7 +196,7 @@ def test_a_later_head_that_is_made_to_cost_time(by: str, line: bytes):
 
 def test_a_dispatcher_that_takes_nothing_back():
     """Workers wait for it, and in the end refuse what they cannot hand over."""
-    config = "import gunicorn_sticky.workers.gevent_worker\ngunicorn_sticky.workers.gevent_worker.HAND_OVER = 0.5"
+    config = "import gunicorn_sticky.workers.blocking\ngunicorn_sticky.workers.blocking.HAND_OVER = 0.5"
     with Server(*BY_HEADER, "-w", "2", "--timeout", "60", "whoami:app", config=config) as server:
         slots = where(server)
         here, there = (next(key for key in KEYS if slots[key] == slot) for slot in (0, 1))

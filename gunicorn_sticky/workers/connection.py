@@ -10,7 +10,7 @@ class Event(Protocol):
 
     def set(self) -> object: ...
 
-    def wait(self) -> object: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
 
 
 class Listener:
@@ -60,6 +60,13 @@ class Connection:
         self._released.set()
         return True
 
-    def wait(self) -> None:
-        """Wait until the connection is released."""
-        self._released.wait()
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the connection is released.
+
+        Args:
+            timeout: how many seconds at most, or None
+
+        Returns:
+            whether it is
+        """
+        return self._released.wait(timeout)
