@@ -7,12 +7,8 @@ the listeners. Differences between Gunicorn's versions that matter here are met 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import math
 import os
-import resource
-import secrets
 import signal
 import socket
 import time
@@ -24,23 +20,15 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.pidfile import Pidfile
 
 from .. import configuration, settings
-from ..broadcast.cluster import Cluster
-from ..routing.hashing import SECRET_SIZE
-from ..routing.session_ids import OWNERS
 from ..shared import logs
-from ..shared.board import RUNNING, STOPPED, STOPPING, MasterBoard
-from ..shared.metrics import Metrics, SlotRow
+from ..shared.board import RUNNING, STOPPED, STOPPING
 from ..status.listener import StatusSocket
-from ..status.snapshot import Server
 from ..status.statsd import Reporter
 from ..workers.core import StickyWorker
-from ..workers.parser import refuser
-from ..workers.seat import Seat
-from .channels import MasterChannels
 from .children import Body, Children
 from .crew import Crew
+from .resources import Resources
 from .slot_log import SlotLog
-from .sockets import Sockets
 from .succession import Succession
 from .upgrade import VARIABLE, Inheritance
 
@@ -77,25 +65,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     _last_logged_active_worker_count: int | None
 
     def __init__(self, app: Any) -> None:
-        inherited = Inheritance.received(os.environ.pop(VARIABLE, None))
-        self._secret = inherited.secret if inherited else os.urandom(SECRET_SIZE)
-        self._channels = MasterChannels(inherited)
-        self._board = inherited.board if inherited else MasterBoard()
-        #: The same, as the other processes see it.
-        self._shared_board = self._board.shared()
+        self._resources = resources = Resources(Inheritance.received(os.environ.pop(VARIABLE, None)))
+        self._board, self._channels, self._sockets = resources.board, resources.channels, resources.sockets
         self._succession = Succession(self._board)
         self._crew = Crew(self._board, lambda: self.WORKERS.values())
-        self._cluster = inherited.cluster if inherited else Cluster()
-        self._sockets = Sockets(
-            inherited.cluster_socket if inherited else None, inherited.status_socket if inherited else None
-        )
-        #: Workers are numbered from here, so that no two masters that know each other have the same number.
-        self._first_owner = inherited.owner if inherited else secrets.randbelow(OWNERS)
-        self._metrics = Metrics()
-        self._own_row = self._metrics.master()
-        #: The rows of the slots.
-        self._slot_rows: list[SlotRow] = []
-        self._server = Server(self._metrics, self._shared_board)
         self._statsd: Reporter | None = None
         self._slot_log = SlotLog(self._board)
         self._dispatchers = Children("dispatcher", self, self._new_dispatcher)
@@ -132,11 +105,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def start(self) -> None:
         """Open the listeners (`gunicorn.arbiter.Arbiter.start`)."""
         self._sockets.open(self.cfg, self.log, _refuse)
-        self._own_row.half.set(self._board.half)
-        self._own_row.pid.set(os.getpid())
+        self._resources.own_row.half.set(self._board.half)
+        self._resources.own_row.pid.set(os.getpid())
         super().start()
         if self.cfg.statsd_host:  # the logger, which sends, is as it was at the start also after a reload
-            self._statsd = Reporter(self.log, self._server)
+            self._statsd = Reporter(self.log, self._resources.server)
         if configuration.affinity(self.cfg).by == "ip" and any(
             listener.FAMILY == socket.AF_UNIX for listener in self.LISTENERS
         ):
@@ -159,41 +132,22 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         return self._spawn_worker(self._crew.neediest(self.num_workers))
 
     def _spawn_worker(self, slot: int) -> Any:
-        self._open_channels(slot + 1)
-        worker_class = self.worker_class
+        by_session = configuration.affinity(self.cfg).by_session
+        self._resources.open(slot + 1, by_session)
         number, victim = self._crew.place(slot)
         if victim:
             self.kill_worker(victim.pid, signal.SIGKILL)
-        owner = (self._first_owner + self.worker_age) % (OWNERS - 1) + 1
-        row = self._metrics.worker(number)
-        row.starts()
-        seat = Seat(
-            slot=slot,
-            number=number,
-            owner=owner,
-            secret=self._secret,
-            board=self._shared_board,
-            channel=self._channels.slots[slot],
-            own_channel=self._channels.of_seat(number) if self._by_session() else None,
-            returns=self._channels.returns,
-            cluster=self._cluster,
-            cluster_socket=self._sockets.join,
-            metrics=row,
-            leave=functools.partial(self._leave, slot, number),
-        )
-        self._slot_rows[slot].starts()
-        self._board.take(number, owner, self.worker_age + 1)
+        leave = functools.partial(self._leave, slot, number)
+        seat = self._resources.seat(slot, number, self.worker_age + 1, by_session, leave)
         self._crew.starts(slot, time.monotonic())
+        worker_class = self.worker_class
         self.worker_class = functools.partial(worker_class, seat=seat)  # upstream knows nothing of slots
         try:
             pid = super().spawn_worker()
-            row.pid.set(pid)
+            seat.metrics.pid.set(pid)
             return pid
         finally:
             self.worker_class = worker_class
-
-    def _by_session(self) -> bool:
-        return configuration.affinity(self.cfg).by_session
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a worker a signal. It is lost on a worker that is still booting, so an end is told in two ways."""
@@ -201,18 +155,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.WORKERS[pid].alive = False
         super().kill_worker(pid, sig)
 
-    def _open_channels(self, count: int) -> None:
-        self._channels.open(count, self._by_session())
-        for slot in range(len(self._slot_rows), len(self._channels.slots)):
-            self._slot_rows.append(self._metrics.slot(slot))
-        self._board.slots = len(self._channels.slots)
-
     def _leave(self, slot: int | None = None, seat: int | None = None) -> None:
         """In a new process, close what belongs to the arbiter and to other workers."""
-        for inherited in (*self.LISTENERS, self._sockets.status):
-            if inherited:
-                inherited.close()
-        self._channels.leave(slot, seat)
+        for listener in self.LISTENERS:
+            listener.close()
+        self._resources.leave(slot, seat)
 
     def manage_workers(self) -> None:
         """Keep one worker in each slot, and a dispatcher."""
@@ -239,10 +186,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _report(self) -> None:
         """Send the metrics that `gunicorn.arbiter.Arbiter.manage_workers` does, and count what waits."""
-        self._own_row.show()
-        for slot, row in enumerate(self._slot_rows):
-            row.waiting.set(self._channels.queued(slot))
-            row.show()
+        waiting = self._resources.report()
         if self._statsd:
             self._statsd.report()
         count = len(self.WORKERS)
@@ -250,8 +194,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._last_logged_active_worker_count = count
             self.log.debug("%d workers", count, extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"})
         if self.cfg.enable_backlog_metric:
-            backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
-            backlog += sum(row.waiting.value for row in self._slot_rows)
+            backlog = waiting + sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
             self.log.debug(
                 "socket backlog: %d",
                 backlog,
@@ -266,35 +209,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
 
     def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int, tuple[Any, ...]]) -> Body:
-        # Here, so that the first workers need not have them.
-        from ..dispatcher.balancing import Channels
-        from ..dispatcher.loop import Plan
-        from ..dispatcher.process import run
+        from ..dispatcher.process import run  # here, so that the first workers need not have it
 
-        count = made_for[2]  # num_workers may be changed by another thread, that of the control socket
-        self._open_channels(count)
-        slots = self._channels.slots
-        self._board.count = count
-        self._board.phase = RUNNING
-        row = self._metrics.dispatcher(self._own_row.dispatchers.value)
-        row.starts()
-        self._own_row.dispatchers.inc()
-        plan = Plan(
-            parent=os.getpid(),
-            affinity=configuration.affinity(self.cfg),
-            refuses=refuser(self.cfg),
-            secret=self._secret,
-            listeners=[listener.fileno() for listener in self.LISTENERS],
-            tls=bool(self.cfg.is_ssl),
-            channels=Channels(slots[:count], self._channels.seats, made_for[3], self._channels.returns),
-            board=self._shared_board,
-            other=self._succession.other,
-            removed=slots[count:],
-            header_timeout=self.cfg.sticky_header_timeout,
-            slot_timeout=self.timeout or math.inf,
-            backlog=self.cfg.backlog,
-            metrics=row,
-        )
+        _, listeners, slots, _ = made_for  # num_workers may be changed by another thread, that of the control socket
+        self._resources.open(slots, configuration.affinity(self.cfg).by_session)
+        fds = [listener.fileno() for listener in listeners]
+        plan = self._resources.plan(self.cfg, fds, slots, self.timeout, self._succession.other)
 
         def dispatch(heartbeat: Callable[[], None]) -> None:
             if self._sockets.status:
@@ -322,7 +242,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._sockets.status = None
             self._leave()
             self._channels.returns.close_sender()
-            run(own, self._server, parent, self.log, heartbeat)
+            run(own, self._resources.server, parent, self.log, heartbeat)
 
         return serve
 
@@ -446,7 +366,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             return
         with contextlib.ExitStack() as stack:
             try:
-                self.cfg.env_orig[VARIABLE] = stack.enter_context(self._new_inheritance().inheritable())
+                inheritance = self._resources.inheritance(self.worker_age)
+                self._succession.expect(time.monotonic())
+                self.cfg.env_orig[VARIABLE] = stack.enter_context(inheritance.inheritable())
             except OSError as error:
                 self.log.error("USR2 signal ignored: %s (setting: ulimit -n)", error.strerror)
                 return
@@ -457,30 +379,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                     raise
                 self.log.exception("Exception in the new master")
                 os._exit(1)  # or it would stop the workers, which are its parent's
-
-    def _new_inheritance(self) -> Inheritance:
-        """Return what a new master is to be given.
-
-        Raises:
-            OSError: the limit of open files leaves no room for it
-        """
-        needed = len(os.listdir("/proc/self/fd")) + 2 * len(self._channels.seats) + configuration.SPARE_FILES
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit != resource.RLIM_INFINITY and needed > limit:
-            raise OSError(errno.EMFILE, f"two masters need {needed} open files each, and the limit is {limit}")
-        self._channels.open_others()
-        self._succession.expect(time.monotonic())
-        return Inheritance(
-            secret=self._secret,
-            board=self._board,
-            owner=(self._first_owner + self.worker_age + OWNERS // 2) % OWNERS,
-            returns=self._channels.returns,
-            seat_channels=self._channels.seats,
-            new_seat_channels=self._channels.other_seats,
-            cluster=self._cluster,
-            cluster_socket=self._sockets.join,
-            status_socket=self._sockets.status,
-        )
 
     def _has_other(self) -> bool:
         """Tell whether there is another master: the one that started this one, or one that this one has started."""
@@ -516,4 +414,4 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self._control_server:
             from ..status.gunicornc import Commands  # brings asyncio along, which workers need not have
 
-            self._control_server.handlers = Commands(self, self._server)
+            self._control_server.handlers = Commands(self, self._resources.server)
