@@ -19,6 +19,9 @@ BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready
 OLDEST_GUNICORN := .venv/oldest-gunicorn
+COVERAGE_READY := .venv/coverage-ready
+# With the data of each process; some of them run as another user.
+COVERAGE := build/coverage
 DEMO := .venv-demo
 BENCH_READY := .venv/bench-ready
 # Seconds for each target.
@@ -34,12 +37,21 @@ apt_get_install = sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1)
 
-.PHONY: test lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build matrix clean \
-	programs venv
+.PHONY: test coverage lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build \
+	matrix clean programs venv
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load"
 	$(BIN)/pytest -n $(LOADS) --dist loadgroup -m load
+
+# All tests, some of which fail as they take longer; what matters is the table, and build/coverage/html.
+coverage: programs $(COVERAGE_READY)
+	@rm -rf $(COVERAGE)
+	@mkdir -p -m 777 $(COVERAGE)
+	COVERAGE_PROCESS_START=$(CURDIR)/setup.cfg COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/data $(MAKE) --ignore-errors test
+	@$(BIN)/coverage combine --quiet --data-file $(COVERAGE)/data $(COVERAGE)
+	@$(BIN)/coverage html --quiet --data-file $(COVERAGE)/data --directory $(COVERAGE)/html
+	$(BIN)/coverage report --data-file $(COVERAGE)/data
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -142,6 +154,10 @@ $(DEMO)/ready: pyproject.toml examples/chat/requirements.txt
 $(FUZZ_READY): $(READY)
 	@$(BIN)/pip install --quiet --group fuzz
 	@$(BIN)/pip install --quiet --no-deps --target $(OLDEST_GUNICORN) $(OLDEST)
+	@touch $@
+
+$(COVERAGE_READY): $(READY)
+	@$(BIN)/pip install --quiet --group coverage
 	@touch $@
 
 $(BENCH_READY): $(READY) | programs
