@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from typing import Any
 
 
 class Connection:
@@ -15,14 +16,14 @@ class Connection:
         self.address = self.socket.getsockname()
         self._file = self.socket.makefile("rb")
 
-    def answer(self) -> dict:
+    def answer(self) -> dict[str, Any]:
         status = self._file.readline()
         assert status.startswith(b"HTTP/1.1 200 "), status + self._file.read(1000)
         headers = {}
         while line := self._file.readline().strip():
             name, _, value = line.partition(b":")
             headers[name.lower()] = value.strip()
-        return json.loads(self._file.read(int(headers[b"content-length"])))
+        return dict(json.loads(self._file.read(int(headers[b"content-length"]))))
 
     def close(self) -> None:
         self._file.close()

@@ -15,9 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+ServerT = TypeVar("ServerT", bound="Server")
 
 TESTS = Path(__file__).parent.parent
 APPS = TESTS / "apps"
@@ -27,7 +28,7 @@ STICKY = ("-k", "gunicorn_sticky.GeventStickyWorker")
 PATIENCE = 30.0
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
+def wait_for(condition: Callable[[], T | Literal[False] | None], what: str, timeout: float = PATIENCE) -> T:
     """Return the first true value of ``condition()``; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     pause = 0.005
@@ -212,7 +213,7 @@ class Server:
             self.send_signal(signal.SIGQUIT)
             wait_for(lambda: not self.session(), "all processes to end by themselves", 5)
 
-    def __enter__(self) -> Server:
+    def __enter__(self: ServerT) -> ServerT:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -18,7 +18,8 @@ PAGES = TESTS.parent / "docs" / "proxies"
 
 def configuration(page: str, number: int = 0) -> str:
     """Return a configuration that a page of the documentation shows."""
-    blocks = re.findall(rf"^```{page}\n(.*?)^```$", (PAGES / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
+    text = (PAGES / f"{page}.md").read_text()
+    blocks: list[str] = re.findall(rf"^```{page}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return blocks[number]
 
 

@@ -27,7 +27,7 @@ class From(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, source_address=(self.address, 0))  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, **kwargs, source_address=(self.address, 0))
 
 
 class Client:
