@@ -32,7 +32,7 @@ def by_session(*where: str, **settings: Any) -> Reader:
     return reader(Affinity(by="session", session_keys=where or ("query:sid",), **settings), SECRET)
 
 
-def key(of: Reader, data: bytes, address: Any = PEER) -> str:
+def key(of: Reader, data: bytes, address: Any = PEER) -> keys.Key:
     """Return the key, after making sure that a part of the bytes gives the same or none."""
     whole = of.first(data, len(data), address)
     early = []

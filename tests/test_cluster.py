@@ -41,7 +41,7 @@ class Site(Server):
         self._clients.append(client)
         return client
 
-    def connect_to(self, workers: Callable[[Client], bool], *args: Any, **kwargs: Any) -> Client:
+    def connect_to(self, workers: Callable[..., bool], *args: Any, **kwargs: Any) -> Client:
         """Connect to one of the workers that are wanted."""
 
         def wanted() -> Client | None:
@@ -51,7 +51,7 @@ class Site(Server):
             client.close()
             return None
 
-        return wait_for(wanted, "a client of the worker that is wanted")  # type: ignore[return-value]
+        return wait_for(wanted, "a client of the worker that is wanted")
 
     def one_each(self, workers: int, transport: str = "websocket") -> list[Client]:
         """Connect a client to each worker, and return them by slot."""
@@ -82,6 +82,10 @@ def heard(speaker: Client, clients: Sequence[Client]) -> list[list[tuple[Any, ..
         found.append([event for event in client.heard if event[0] != "end"])
         client.heard.clear()
     return found
+
+
+def wait_to_hear(client: Client, event: tuple[Any, ...]) -> None:
+    wait_for(lambda: event in client.heard, f"{event} to be heard")
 
 
 def said(client: Client, by: int) -> list[int]:
@@ -178,8 +182,8 @@ def test_namespaces(three_workers: Site, three: list[Client]):
     three[0].do("emit", "here")
     three[0].do("emit", "there", 1, namespace="/other")
     assert heard(three[0], three) == [[("here",)]] * 3
+    wait_for(lambda: all(len(other.heard) == 3 for other in others), "all of it")
     for other in others:
-        wait_for(lambda other=other: len(other.heard) == 3, "all of it")
         # Namespaces are apart, so that nothing is said about the order between them.
         assert sorted(other.heard) == [("/other", "there", 1), ("end",), ("here",)]
 
@@ -494,7 +498,7 @@ def test_a_worker_that_is_killed_while_it_speaks():
                 victim = site.connect_to(lambda client, killed=killed: client.slot == 0 and client.pid != killed)
                 victim.do("emit", "news", killed)
                 for client in (b, c):
-                    wait_for(lambda client=client, killed=killed: ("news", killed) in client.heard, "its successor")
+                    wait_to_hear(client, ("news", killed))
                     numbers = said(client, killed)
                     assert numbers == list(range(1, len(numbers) + 1))
 
@@ -536,7 +540,7 @@ def greet(newcomer: Client, *others: Client) -> None:
     for listener in everybody:
         for speaker in everybody:
             greeting = ("hello", [speaker.sid, newcomer.sid])
-            wait_for(lambda listener=listener, greeting=greeting: greeting in listener.heard, "a greeting")
+            wait_to_hear(listener, greeting)
             assert listener.heard.count(greeting) == 1
 
 

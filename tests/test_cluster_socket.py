@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gunicorn_sticky.broadcast import join_socket as cluster_socket
+from gunicorn_sticky.broadcast.cluster import Cluster
 from gunicorn_sticky.broadcast.join_socket import JoinSocket, Member
 
 NOBODY = 65534
@@ -64,16 +65,20 @@ def test_nothing_else_changes_its_owner(tmp_path: Path, monkeypatch: pytest.Monk
     """Somebody is faster than the master, and has replaced the socket once it is bound."""
     path, victim, chown = tmp_path / "socket", tmp_path / "victim", os.chown
     victim.touch()
-    changed = []
+    changed: list[str] = []
 
-    def bound(self: object, *args: int) -> None:
+    def bound(self: JoinSocket, *args: int) -> None:
         path.rename(tmp_path / "moved")
         swap(path, victim)
         give_to(self, *args)
 
+    def change(*args: Any) -> None:
+        changed.append(os.readlink(args[0]))
+        chown(args[0], -1, -1)
+
     give_to = JoinSocket._give_to
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "chown", lambda *args: changed.append(os.readlink(args[0])) or chown(args[0], -1, -1))
+    monkeypatch.setattr(os, "chown", change)
     monkeypatch.setattr(JoinSocket, "_give_to", bound)
     with pytest.raises(OSError, match=str(path)):
         JoinSocket(str(path), uid=NOBODY, gid=NOBODY)
@@ -117,7 +122,7 @@ def test_a_socket_whose_server_does_not_accept_is_in_use(tmp_path: Path):
 
 def test_a_doorbell_that_is_full_is_emptied():
     """Any program that has joined can do that."""
-    shared = cluster_socket.Cluster()
+    shared = Cluster()
     listener = shared.listener(None)
     _, doorbell = shared.fds()
     os.eventfd_write(doorbell, (1 << 64) - 2)
@@ -128,7 +133,7 @@ def test_a_doorbell_that_is_full_is_emptied():
         assert list(listener._reader.read()) == [text]
     os.set_blocking(doorbell, True)
     os.eventfd_write(doorbell, (1 << 64) - 2 - os.eventfd_read(doorbell))
-    another = cluster_socket.Cluster((os.dup(shared.fds()[0]), os.dup(doorbell)))
+    another = Cluster((os.dup(shared.fds()[0]), os.dup(doorbell)))
     another.tell(b"three")
     assert list(listener._reader.read()) == [b"three"]
     another.close()

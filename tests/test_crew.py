@@ -24,10 +24,10 @@ class Made:
     alive: bool = True
     leaving: bool = False
     age: int = field(default_factory=lambda: next(_ages))
+    pid: int = field(init=False)
 
-    @property
-    def pid(self) -> int:
-        return 1000 + self.age
+    def __post_init__(self) -> None:
+        self.pid = 1000 + self.age
 
 
 class Rig:

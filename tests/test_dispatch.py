@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness import STICKY, Response, Server, addresses, request, wait_for
@@ -61,7 +62,7 @@ def talk(port: int, *pieces: bytes, source: str = "127.0.0.1", pause: float = 0.
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def whos(answers: bytes) -> list[dict]:
+def whos(answers: bytes) -> list[dict[str, Any]]:
     """Return what tests/apps/whoami.py said in each of a connection's responses."""
     decoder, found, text = json.JSONDecoder(), [], answers.decode("latin-1")
     while text:
@@ -73,7 +74,7 @@ def whos(answers: bytes) -> list[dict]:
     return found
 
 
-def ask(port: int, *fields: bytes, eol: bytes = b"\r\n", **kwargs) -> dict:
+def ask(port: int, *fields: bytes, eol: bytes = b"\r\n", **kwargs) -> dict[str, Any]:
     """Send a GET request with these header lines, in one piece, and return who answered."""
     head = eol.join([b"GET / HTTP/1.1", b"Host: a", b"Connection: close", *fields, b"", b""])
     return whos(talk(port, head, **kwargs))[0]

@@ -19,6 +19,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import websocket
@@ -213,7 +214,7 @@ class Reader:
         if shutil.which("systemd-analyze"):
             self._check("systemd-analyze", "verify", str(path), SYSTEMD_UNIT_PATH=f"{self.folder}:")
         unit = ConfigParser(interpolation=None, strict=False)
-        unit.optionxform = str
+        unit.optionxform = str  # type: ignore[assignment, method-assign]
         unit.read_string(text.replace("\\\n", " "))
         if "Service" in unit:
             self._serve(shlex.split(unit["Service"]["ExecStart"]))
@@ -253,7 +254,7 @@ class Reader:
             else:
                 assert list(document) in (["entryPoints", "providers"], ["metadata"]), document
 
-    def _compose(self, services: dict[str, dict[str, object]]) -> None:
+    def _compose(self, services: dict[str, dict[str, Any]]) -> None:
         assert set(services) == {"app", "nginx"}
         known = (
             "build",

@@ -151,6 +151,19 @@ class Guest:
     def _said(self, message: dict[str, Any]) -> None:
         self.heard.append(message["text"])
 
+    def wait_for_welcome(self) -> None:
+        wait_for(lambda: self.slot is not None, "the welcome")
+
+    def wait_for_texts(self, texts: list[str]) -> None:
+        wait_for(lambda: set(texts) <= set(self.heard), f"all texts at slot {self.slot}")
+
+    def wait_for_answers(self, answers: list[str]) -> None:
+        """Wait until this guest has heard what begins with each of these."""
+        wait_for(
+            lambda: all(any(text.startswith(answer) for text in self.heard) for answer in answers),
+            "an answer of each bot",
+        )
+
     def wait_for_all_workers(self) -> None:
         """Wait until this guest hears every worker, which shows that its own worker listens to the others."""
         wait_for(lambda: len(self.rosters) == WORKERS, "the rosters of all workers")
@@ -187,7 +200,7 @@ def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
         guests = []
         for transports in (["polling"], ["websocket"], ["polling", "websocket"]) * WORKERS:
             guests.append(guest := Guest(stack, chat, transports))
-            wait_for(lambda guest=guest: guest.slot is not None, "the welcome")
+            guest.wait_for_welcome()
             guest.wait_for_all_workers()  # those who boot first would get all the others
         assert {guest.slot for guest in guests} == set(range(WORKERS))
         texts = [f"text {n}" for n in range(len(guests))]
@@ -197,12 +210,9 @@ def test_chat_reaches_everybody_on_all_workers(chat: Server) -> None:
         assert len(bots) == WORKERS
         answers = [f"Heard you on slot {slot}, " for slot in bots.values()]
         for guest in guests:
-            wait_for(lambda guest=guest: set(texts) <= set(guest.heard), f"all texts at slot {guest.slot}")
+            guest.wait_for_texts(texts)
             assert sum(text in texts for text in guest.heard) == len(texts)
-            wait_for(
-                lambda guest=guest: all(any(text.startswith(answer) for text in guest.heard) for answer in answers),
-                "an answer of each bot",
-            )
+            guest.wait_for_answers(answers)
         everybody = [member for roster in guests[0].rosters.values() for member in roster["members"]]
         assert {member["transport"] for member in everybody} == {"polling", "websocket"}
 
@@ -277,7 +287,7 @@ def test_sse_sessions() -> None:
             stream = stack.enter_context(
                 requests.get(f"http://127.0.0.1:{server.port}/stream", stream=True, timeout=PATIENCE)
             )
-            lines = stream.iter_lines(decode_unicode=True)
+            lines = map(bytes.decode, stream.iter_lines())
             assert next(lines) == "event: session"
             streams.append((next(lines).removeprefix("data: "), lines))
         for session, lines in streams:

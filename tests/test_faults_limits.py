@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support.harness import BIN, Server, wait_for
@@ -55,7 +56,7 @@ def connections(server: Server, sources: list[str], data: bytes) -> Iterator[lis
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def answer(connection: socket.socket) -> tuple[int, dict]:
+def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     received = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = received.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body) if b"application/json" in head else {}

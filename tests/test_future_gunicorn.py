@@ -19,7 +19,7 @@ from support.harness import APPS, PATIENCE, STICKY, Server
 
 pytestmark = pytest.mark.features
 
-Edit = Callable[[Path], None]
+Edit = Callable[[Path], object]
 #: What the refusal begins with.
 UNKNOWN = "Error: gunicorn_sticky does not know this version of Gunicorn: "
 #: What the hook's only line begins with.

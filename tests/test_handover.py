@@ -42,7 +42,7 @@ def converse(server: Server, slots: dict[str, int], seed: int, count: int) -> No
     connection = Connection(server.port)
     sent = 0
     while sent < count:
-        batch = []
+        batch: list[tuple[int, str, bytes | None, bytes]] = []
         for _ in range(min(chance.choice([1, 1, 1, 3, 30]), count - sent)):
             key, body = chance.choice(KEYS), None
             if chance.random() < 0.4:
@@ -343,7 +343,7 @@ def test_handover_during_reloads_moves_nobody():
 @pytest.mark.parametrize("event", ["HUP", "max_requests"])
 def test_an_idle_connection_leads_to_the_successor(by: str, event: str):
     """Its next request does, while others of the same client are served there already."""
-    options = (*BY_HEADER, "-w", "2", "--graceful-timeout", "60")
+    options: tuple[str, ...] = (*BY_HEADER, "-w", "2", "--graceful-timeout", "60")
     if by == "ip":
         options = (*STICKY, "-w", "2", "--keep-alive", "30", "--graceful-timeout", "60")
     if event == "max_requests":

@@ -91,7 +91,12 @@ def server_for() -> Iterator[Callable[[str], Server]]:
             server = stack.enter_context(serve(mode))
             pids: set[int] = set()
             clients = itertools.cycle(addresses(40))
-            wait_for(lambda: pids.add(ask(server, next(clients))["pid"]) or len(pids) == 4, "all workers")
+
+            def all_answer() -> bool:
+                pids.add(ask(server, next(clients))["pid"])
+                return len(pids) == 4
+
+            wait_for(all_answer, "all workers")
             return server
 
         yield start

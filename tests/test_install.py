@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness import APPS, PATIENCE, STICKY, TESTS, Server, clean_env, wait_for
@@ -88,7 +89,7 @@ class Install:
         env["PYTHONPATH"] = os.pathsep.join([*filter(None, [env.get("PYTHONPATH")]), str(APPS)])
         return env
 
-    def serve(self, name: str, *args: str, env: Mapping[str, str] | None = None, **kwargs: str | None) -> Server:
+    def serve(self, name: str, *args: str, env: Mapping[str, str] | None = None, **kwargs: Any) -> Server:
         return Server(*args, command=self.command(name), env=self.environment(env), **kwargs)
 
     def run(self, name: str, *args: str, env: Mapping[str, str] | None = None) -> str:
@@ -215,7 +216,7 @@ def installed(request: pytest.FixtureRequest) -> Install:
 def keyed_by_header(server: Server) -> bool:
     who = server.who(headers=FORWARDED)
     assert who["slot"] is not None  # a worker that isn't sticky has none
-    return who["key"] == CLIENT
+    return bool(who["key"] == CLIENT)
 
 
 # --- with the start-up hook ---

@@ -145,7 +145,7 @@ class Crowd:
 
     def status(self) -> list[dict[str, Any]]:
         """Return what each client knows."""
-        return self._command("status")
+        return list(self._command("status"))
 
     def located(self) -> list[dict[str, Any]]:
         """Wait until all clients know where they are, and return what each of them knows."""

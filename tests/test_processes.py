@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness import BIN, STICKY, Server, addresses, descriptors, request, wait_for
@@ -79,7 +80,7 @@ def test_connections_sent_to_a_dying_worker_are_served_by_its_successor():
         victim = server.who(source=CLIENTS[0])
         mine = [client for client in CLIENTS if where[client] == victim["slot"]]
         os.kill(victim["pid"], signal.SIGSTOP)
-        answers: list[dict] = []
+        answers: list[dict[str, Any]] = []
         threads = [
             threading.Thread(target=lambda c=client: answers.append(server.who(source=c))) for client in mine * 3
         ]
@@ -339,7 +340,7 @@ def test_ttou_routes_anew_what_the_removed_slot_has_not_taken():
         stopped = next(client for client in CLIENTS if where[client] == 1)
         victim = server.who(source=stopped)["pid"]
         os.kill(victim, signal.SIGSTOP)
-        answers: list[dict] = []
+        answers: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: answers.append(server.who(source=stopped)))
         thread.start()
         other = next(client for client in CLIENTS if where[client] == 0)
@@ -354,7 +355,7 @@ def test_max_requests_replaces_a_worker_while_it_drains():
     with Server(*STICKY, "-w", "2", "--max-requests", "30", "whoami:app") as server:
         where = slots(server)
         client = CLIENTS[0]
-        held: list[dict] = []
+        held: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: held.append(server.who(source=client, path="/hold")))
         thread.start()
         old = server.who(source=client)["pid"]

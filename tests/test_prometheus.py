@@ -208,7 +208,7 @@ def test_counters_never_go_down():
                     last_start, last = before.get(place, (start, 0.0))
                     assert start != last_start or value >= last, place
                     before[place] = start, value
-            return server.status()["state"] == "ok"
+            return bool(server.status()["state"] == "ok")
 
         def total(name: str) -> float:
             return sum(value for (found, _), (_, value) in before.items() if found == f"gunicorn_sticky_{name}_total")

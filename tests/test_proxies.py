@@ -357,7 +357,7 @@ def test_header_in_the_middle_of_a_connection_counts_for_nothing():
     with Server(*BY_PROXY, "--sticky-proxy", "whoami:app") as server:
         heads = [GET.replace(b".9\r", b".%d\r" % n) for n in range(40)]
         with connect(server.port) as connection:
-            slots = set()
+            slots: set[int] = set()
             for head in heads:
                 connection.sendall((V1 if not slots else b"") + head)
                 status, who = answer(connection)
@@ -378,7 +378,7 @@ def test_trusted_proxies():
         def key(source: str, *values: str) -> str:
             with connect(server.port, source) as connection:
                 lines = "".join(f"X-Forwarded-For: {value}\r\n" for value in values)
-                found = set()
+                found: set[str] = set()
                 for _ in range(2):  # the second request is read by the worker
                     connection.sendall(f"GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
                     status, who = answer(connection)

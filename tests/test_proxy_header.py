@@ -47,7 +47,7 @@ VALID = [
     (v2(0x01, TLV), None),
 ]
 #: Those that Gunicorn refuses in the worker, with 400: no client is routed by them, but none is refused here either.
-NAMELESS = [
+NAMELESS: list[tuple[bytes, tuple[str, int] | None]] = [
     (b"PROXY UNKNOWN\r\n", None),
     (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", None),
     (v2(0x00, b""), None),

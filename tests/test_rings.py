@@ -192,7 +192,7 @@ def test_readers_and_writers_go_on_when_the_memory_is_overwritten(memory, garbag
 def test_a_message_from_the_future_holds_up_nobody(memory, monkeypatch):
     writer, reader = Writer(memory), Reader(memory)
     with monkeypatch.context() as patch:
-        patch.setattr(rings.time, "monotonic_ns", lambda: 1 << 63)
+        patch.setattr(time, "monotonic_ns", lambda: 1 << 63)
         writer.write(b"false")
     writer.write(b"true")
     assert sorted(reader.read()) == [b"false", b"true"]
@@ -296,7 +296,7 @@ def test_writers_that_are_killed_at_any_moment(memory, run):
     """Readers see no half message, and the next writer goes on in the same ring."""
     reader, rng = Reader(memory), random.Random(3)
     for round_ in range(1, 31):
-        heard = []
+        heard: list[tuple[int, int]] = []
 
         def news(heard: list[tuple[int, int]] = heard) -> bool:
             heard += map(read_number, reader.read())
@@ -323,10 +323,10 @@ def test_an_answer_that_comes_while_the_reader_looks_around(memory, monkeypatch)
 
     def lasts() -> list[int]:
         monkeypatch.undo()
-        seen = memory.lasts()[:1]
+        seen: list[int] = memory.lasts()[:1]
         asking.write(b"question")
         answering.write(b"answer")
-        return seen + memory.lasts()[1:]
+        return [*seen, *memory.lasts()[1:]]
 
     monkeypatch.setattr(memory, "lasts", lasts)
     assert list(reader.read()) == []
@@ -348,8 +348,13 @@ def test_an_answer_never_overtakes_its_question(memory, run):
     reader = Reader(memory)
     for _ in range(2):
         run(answer)
-    ready = []
-    wait_for(lambda: ready.extend(reader.read()) or len(ready) == 2, "both to be ready")
+    ready: list[bytes] = []
+
+    def are_ready() -> bool:
+        ready.extend(reader.read())
+        return len(ready) == 2
+
+    wait_for(are_ready, "both to be ready")
 
     def ask() -> None:
         own = Writer(memory)

@@ -43,7 +43,7 @@ OPTIONS = {"ip": [], "header": ["--sticky-proxy"], "session": ["--sticky-by", "s
     scope="module", params=[pytest.param(by, marks=pytest.mark.xdist_group(f"socketio {by}")) for by in OPTIONS]
 )
 def by(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture(scope="module", params=APPS)
@@ -218,13 +218,19 @@ def test_a_slow_websocket_client_gets_whole_messages():
         client = websocket.create_connection(
             f"ws://127.0.0.1:{server.port}/socket.io/?EIO=4&transport=websocket", socket=connection
         )
-        assert client.recv().startswith("0{")
-        client.send("40")
-        assert client.recv().startswith("40{")
-        client.send("42" + json.dumps(["say", count, None, size]))
-        numbers = []
-        while len(numbers) < count:
+
+        def receive() -> str:
             message = client.recv()
+            assert isinstance(message, str)
+            return message
+
+        assert receive().startswith("0{")
+        client.send("40")
+        assert receive().startswith("40{")
+        client.send("42" + json.dumps(["say", count, None, size]))
+        numbers: list[int] = []
+        while len(numbers) < count:
+            message = receive()
             if message == "2":
                 client.send("3")
                 continue

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,7 +78,8 @@ def agent(address: Any, **kwargs: str) -> Iterator[tuple[Agent, str]]:
 @pytest.mark.parametrize("options", ["udp", "udp with prefix and tags", "unix"])
 def test_metrics_are_sent(options: str, tmp_path: Path):
     address = str(tmp_path / "agent") if options == "unix" else ("127.0.0.1", 0)
-    form, args = {}, ()
+    form: dict[str, str] = {}
+    args: tuple[str, ...] = ()
     if "prefix" in options:
         form = {"prefix": "shop.", "tags": "|#zone:a,app:b"}
         args = ("--statsd-prefix", "shop", "--dogstatsd-tags", "zone:a,app:b")
@@ -296,13 +296,13 @@ def test_counters_are_sent_as_what_has_been_added(rig: Rig):
         assert rig.log.take("counter").get("gunicorn.sticky.slot.0.requests") == expected
 
 
-def test_cpu_time_begins_anew_with_a_process(rig: Rig):
+def test_cpu_time_begins_anew_with_a_process(rig: Rig, monkeypatch: pytest.MonkeyPatch):
     name = "gunicorn.sticky.slot.0.cpu_ms"
     status = rig.status.status()
     (worker,) = status["slots"][0]["workers"]
-    reporter = Reporter(rig.log, SimpleNamespace(status=lambda: status))
+    monkeypatch.setattr(rig.status, "status", lambda: status)
     for worker["pid"], worker["cpu_seconds"], expected in ((1, 0.5, 500), (1, 0.75, 250), (2, 0.1, 100), (1, 0.2, 200)):
-        reporter.report()
+        rig.reporter.report()
         assert rig.log.take("counter")[name] == expected
 
 

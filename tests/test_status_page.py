@@ -154,8 +154,8 @@ def test_load_a_crash_and_the_end():
 
         def is_busy(shown: dict[str, Any]) -> bool:
             site.slots(CLIENTS)
-            rates = [row["requests/s"] for row in shown["rows"]]
-            return all(float(rate or 0) > 0 for rate in rates) and re.search(r"requests/s\s+[1-9]", shown["headline"])
+            rates = [float(row["requests/s"] or 0) for row in shown["rows"]]
+            return all(rate > 0 for rate in rates) and re.search(r"requests/s\s+[1-9]", shown["headline"]) is not None
 
         opened.wait_for(is_busy, "requests of both slots")
 
@@ -185,7 +185,8 @@ def test_load_a_crash_and_the_end():
 
 def test_it_goes_on_while_everything_stands_still():
     def time_of(shown: dict[str, Any]) -> str:
-        return shown["headline"].partition("As of ")[2].partition(",")[0]
+        headline: str = shown["headline"]
+        return headline.partition("As of ")[2].partition(",")[0]
 
     with well() as site, page(site) as opened:
         opened.wait_for_state("ok")

@@ -22,11 +22,11 @@ CLIENTS = addresses(24)
 BY_SESSION = ("--sticky-by", "session", "--sticky-session-keys", "query:session_id", "sessions:app")
 
 
-def ask(server: Server, client: str, path: str = "/") -> dict:
+def ask(server: Server, client: str, path: str = "/") -> dict[str, Any]:
     return dict(json.loads(server.get(path, source=client).body))
 
 
-def use(server: Server, session: dict) -> dict:
+def use(server: Server, session: dict[str, Any]) -> dict[str, Any]:
     return ask(server, "127.0.0.1", f"/use?session_id={session['id']}")
 
 
@@ -140,7 +140,7 @@ def test_the_environment_shows_no_secret():
     no_titles = {"SPT_NOENV": "1"}  # setproctitle would put them there
     with serving(*BY_SESSION, env=no_titles) as server:
         new = Master(server)
-        processes = [new.pid, *Path(f"/proc/{new.pid}/task/{new.pid}/children").read_text().split()]
+        processes = [str(new.pid), *Path(f"/proc/{new.pid}/task/{new.pid}/children").read_text().split()]
         assert len(processes) >= 4
         for pid in processes:
             variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
@@ -221,7 +221,7 @@ def test_sessions_of_both_masters_on_one_kept_alive_connection():
         old = ask(server, CLIENTS[0], "/new")
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
 
-        def on_it(path: str) -> dict:
+        def on_it(path: str) -> dict[str, Any]:
             connection.request("GET", path)
             return dict(json.loads(connection.getresponse().read()))
 

@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness import STICKY, Server, daemon, wait_for
@@ -51,19 +52,19 @@ class Chain:
         self.old, self.new = server.pid, 0
         #: Those that were not told to let their workers drain.
         self.killed: set[int] = set()
-        self.sessions: list[dict] = []
+        self.sessions: list[dict[str, Any]] = []
         #: Connections that a proxy keeps open.
         self.kept: list[http.client.HTTPConnection] = []
         self.port = server.port
 
     # --- requests ---
 
-    def _answer(self, connection: http.client.HTTPConnection, path: str) -> dict:
+    def _answer(self, connection: http.client.HTTPConnection, path: str) -> dict[str, Any]:
         connection.request("GET", path)
         response = connection.getresponse()
         return dict(json.loads(response.read())) | {"status": response.status}
 
-    def _ask(self, path: str, kept: bool = False, lossy: bool = False) -> dict:
+    def _ask(self, path: str, kept: bool = False, lossy: bool = False) -> dict[str, Any]:
         """Send a request, and again if it was in the hands of a killed process, or its connection was closed."""
         deadline = time.monotonic() + SOON
         while True:
@@ -240,7 +241,7 @@ def chain() -> Iterator[Chain]:
 TERM, QUIT, KILL = signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL
 HUP, TTIN, TTOU = signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU
 
-CHAINS: dict[str, list[tuple]] = {
+CHAINS: dict[str, list[tuple[Any, ...]]] = {
     "a new master is killed, or ends, after the one before it was promoted": [
         (Chain.upgrade,),
         (Chain.end_old, TERM),
@@ -303,7 +304,7 @@ KILL_CHILDREN = (Chain.kill, Chain.kill_worker_and_dispatcher)
 NEED_A_NEW_MASTER = (Chain.end_new, Chain.end_old, Chain.signal_new)
 
 
-def run(steps: Iterable[tuple]) -> None:
+def run(steps: Iterable[tuple[Any, ...]]) -> None:
     with chain() as own:
         for step, *arguments in steps:
             if step in NEED_A_NEW_MASTER and not own.new:

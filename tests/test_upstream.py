@@ -49,7 +49,8 @@ def resolve(name: str) -> Any:
 
 def code_of(found: Any) -> Iterator[CodeType]:
     """Yield the code of a function or property, and of what is defined in there."""
-    function = inspect.unwrap(found.fget if isinstance(found, property) else found)
+    function: Any = found.fget if isinstance(found, property) else found
+    function = inspect.unwrap(function)
     codes = [function.__code__]
     while codes:
         code = codes.pop()
@@ -226,7 +227,9 @@ def lists_groups(groups: Any) -> None:
 
 
 def can_be_replaced(_found: Any) -> None:
-    loader = import_module("gunicorn.errors").__spec__.loader
+    spec = import_module("gunicorn.errors").__spec__
+    assert spec is not None
+    loader: Any = spec.loader
     loader.exec_module = lambda module: None
     del loader.exec_module
 
@@ -505,7 +508,10 @@ def test_each_import_from_gunicorn_has_a_case():
 
 
 def test_each_private_name_of_others_has_a_case():
-    defined, set_here, of_self, of_others = set(), set(), set(), set()
+    defined: set[str] = set()
+    set_here: set[str] = set()
+    of_self: set[str] = set()
+    of_others: set[str] = set()
     for node in sources():
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             defined.add(node.name)

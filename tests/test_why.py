@@ -30,7 +30,7 @@ def kept_alive(server: Server) -> Iterator[http.client.HTTPConnection]:
 
 def new_session(server: Server) -> str:
     """Return the id of a new session."""
-    return json.loads(server.get(POLL).body[1:])["sid"]
+    return str(json.loads(server.get(POLL).body[1:])["sid"])
 
 
 # --- the dispatcher's lines ---
@@ -191,5 +191,7 @@ def test_no_slot_header_in_what_the_application_answers_itself():
         assert server.get(f"{path}polling").headers["X-Sticky-Slot"] == "0"
         client = websocket.create_connection(f"ws://127.0.0.1:{server.port}{path}websocket", timeout=PATIENCE)
         assert client.getstatus() == 101
-        assert "x-sticky-slot" not in client.getheaders()
+        headers = client.getheaders()
+        assert headers is not None
+        assert "x-sticky-slot" not in headers
         client.close()

@@ -25,7 +25,7 @@ for name, end in (("crash", lambda: os._exit(1)), ("broken", lambda: exec("impor
     if os.path.exists(name) and SLOT in Path(name).read_text().split():
         end()
 
-sessions = set()
+sessions: set[str] = set()
 
 
 def spin(seconds):

@@ -13,4 +13,4 @@ app = watched(flask)
 
 @socketio.on("who")
 def on_who():
-    return who(request.environ, socketio.server.transport(request.sid))
+    return who(request.environ, socketio.server.transport(request.sid))  # type: ignore[attr-defined]

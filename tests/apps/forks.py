@@ -10,13 +10,17 @@ import time
 
 import gevent
 
+from gunicorn_sticky import GeventStickyWorker
+
 #: Set by a hook of Gunicorn's.
-WORKER = None
+WORKER: GeventStickyWorker | None = None
 
 
 def speak():
     """Do, and say, all that a worker does and says, in a child."""
     worker = WORKER
+    assert worker is not None
+    assert worker._seat is not None
     board, seat = worker._seat.board, worker.seat
     worker.alive = False
     worker.handle_exit(signal.SIGTERM, None)

@@ -6,4 +6,4 @@ python-socketio and python-engineio import them if they can, for clients and for
 import sys
 
 for name in ("aiohttp", "redis", "requests", "websocket"):
-    sys.modules[name] = None
+    sys.modules[name] = None  # type: ignore[assignment]

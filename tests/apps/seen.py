@@ -3,11 +3,12 @@
 import os
 import sys
 from collections import Counter
+from typing import Any
 from urllib.parse import parse_qs
 from weakref import WeakSet
 
-sockets = WeakSet()
-connections = Counter()
+sockets: WeakSet[Any] = WeakSet()
+connections: Counter[str | None] = Counter()
 
 
 def watched(app):

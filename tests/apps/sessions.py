@@ -7,7 +7,7 @@ import time
 
 from gunicorn_sticky import session_id
 
-SESSIONS = {}
+SESSIONS: dict[str, int] = {}
 
 
 def app(environ, start_response):
@@ -31,7 +31,7 @@ def app(environ, start_response):
     body = json.dumps(
         {
             "id": given,
-            "count": SESSIONS.get(given),
+            "count": SESSIONS.get(given or ""),
             "pid": os.getpid(),
             "slot": environ["gunicorn_sticky.slot"],
             "key": environ["gunicorn_sticky.key"],

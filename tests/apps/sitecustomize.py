@@ -6,6 +6,13 @@ in an environment with as many as that of the tests.
 
 import functools
 from importlib import metadata
+from typing import Any
 
 _all = functools.cache(metadata.entry_points)
-metadata.entry_points = lambda **params: _all().select(**params)
+
+
+def _selected(**params: Any) -> Any:
+    return _all().select(**params)
+
+
+metadata.entry_points = _selected

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import random
 import socket
 import sys
@@ -383,7 +384,7 @@ class Load:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            if not sys.stdin.buffer.raw.read(1):
+            if not os.read(0, 1):
                 loop.remove_reader(0)
                 self.stopping.set()
 

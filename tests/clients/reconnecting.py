@@ -25,7 +25,7 @@ class Client:
         self.sio = socketio.Client(http_session=session, request_timeout=TIMEOUT, handle_sigint=False)
         self.workers = []
         self.losses = 0
-        self.heard = []
+        self.heard: list[str] = []
         self.sio.on("connect", self.on_connect)
         self.sio.on("disconnect", self.on_disconnect)
         self.sio.on("said", self.heard.append)
