@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +38,10 @@ from report import Spread
 from support.harness import STICKY, Server, wait_for
 
 WORKERS = 4
+#: In a steady run.
+MESSAGES = 2000
 #: Bytes of a message, number of messages, and seconds between two of them.
-STEADY = {"size": 1000, "count": 2000, "pause": 0.004}
+STEADY = {"size": 1000, "count": MESSAGES, "pause": 0.004}
 #: Bytes of a message, and seconds.
 FLOOD = {"size": 200, "seconds": 2}
 #: Rounds whose median says something.
@@ -86,7 +88,7 @@ class Contender:
         self._heard = [Heard(path) for path in folder.iterdir()]
         wait_for(lambda: not self._run(KNOCK, patience=0.5)["lost"], "all workers to listen")
 
-    def _run(self, task: dict[str, float], patience: float = PATIENCE) -> dict[str, Any]:
+    def _run(self, task: Mapping[str, float], patience: float = PATIENCE) -> dict[str, Any]:
         for heard in self._heard:
             heard.clear()
         cpu, spare = self._cpu(), idle_seconds()
@@ -108,7 +110,7 @@ class Contender:
 
     def measure(self) -> dict[str, float]:
         steady = self._run(STEADY)
-        latencies = [max(all_of) for all_of in zip(*(h.latencies(STEADY["count"]) for h in self._heard), strict=True)]
+        latencies = [max(all_of) for all_of in zip(*(h.latencies(MESSAGES) for h in self._heard), strict=True)]
         percentiles = statistics.quantiles(latencies, n=100, method="inclusive")
         flood = self._run(FLOOD)
         return {
@@ -200,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(arguments)
     rounds = []
-    lost = 0
+    lost = 0.0
     with tempfile.TemporaryDirectory(prefix="gunicorn-sticky-") as folder, contextlib.ExitStack() as stack:
         contenders = {name: stack.enter_context(contender(name, Path(folder))) for name in NAMES}
         for number in range(options.rounds):

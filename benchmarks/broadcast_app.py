@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import gevent
@@ -26,20 +28,23 @@ WINDOW = 2000
 REST = 0.001
 
 
-class Manager(socketio.RedisManager if REDIS else gunicorn_sticky.ClusterManager):
+_Base: Any = socketio.RedisManager if REDIS else gunicorn_sticky.ClusterManager
+
+
+class Manager(_Base):
     """Either manager, with an ear where a message is handed to this worker's clients, whoever has published it."""
 
-    def _handle_emit(self, message):
+    def _handle_emit(self, message: dict[str, Any]) -> None:
         number, sent, _padding = message["data"][0].split(" ", 2)
         heard.note(int(number), int(sent), time.monotonic_ns())
         super()._handle_emit(message)
 
 
-def publish(number, size):
+def publish(number: int, size: int) -> None:
     sio.emit("news", f"{number} {time.monotonic_ns()} ".ljust(size, "."))
 
 
-def steadily(size, count, pause):
+def steadily(size: int, count: int, pause: float) -> int:
     """Publish one message after the other, with a pause after each."""
     for number in range(count):
         publish(number, size)
@@ -47,7 +52,7 @@ def steadily(size, count, pause):
     return count
 
 
-def flood(size, seconds):
+def flood(size: int, seconds: float) -> int:
     """Publish as much as every worker can hear."""
     everyone = [Heard(path) for path in FOLDER.iterdir()]
     published = 0
@@ -63,7 +68,7 @@ def flood(size, seconds):
     return published
 
 
-def run(environ, start_response):
+def run(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     task = {name: json.loads(value) for name, value in parse_qsl(environ["QUERY_STRING"])}
     start = time.monotonic_ns()
     published = flood(**task) if "seconds" in task else steadily(**task)

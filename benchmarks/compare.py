@@ -72,8 +72,8 @@ class Bench:
             for number in range(self.rounds):
                 print(f"{workers} worker{'s'[: workers > 1]}, round {number + 1} of {self.rounds}", flush=True)
                 for workload in self.random.sample(list(rates), len(rates)):
-                    names = [name for name in able[workload] if self.takes_turn(name, number)]
-                    for name in self.random.sample(names, len(names)):
+                    turns = [name for name in able[workload] if self.takes_turn(name, number)]
+                    for name in self.random.sample(turns, len(turns)):
                         self.measure(workload, running[name], workers, number, rates[workload])
 
     def takes_turn(self, contender: str, number: int) -> bool:

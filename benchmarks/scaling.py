@@ -120,15 +120,22 @@ class Clients:
             client.socket.close()
 
 
+def size_in(text: str, name: str) -> int:
+    """Return the bytes of a line of what /proc tells in KiB."""
+    match = re.search(rf"^{name}: *(\d+)", text, re.MULTILINE)
+    assert match
+    return int(match[1]) * 1024
+
+
 def memory(pids: list[int]) -> int:
     """Return the bytes of some processes, of shared pages their part."""
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
-    return sum(int(re.search(r"^Pss: *(\d+)", text, re.MULTILINE)[1]) for text in rollups) * 1024  # type: ignore[index]
+    return sum(size_in(text, "Pss") for text in rollups)
 
 
 def kernel_memory() -> int:
     """Return the bytes of the kernel's objects, such as sockets."""
-    return int(re.search(r"^Slab: *(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)[1]) * 1024  # type: ignore[index]
+    return size_in(Path("/proc/meminfo").read_text(), "Slab")
 
 
 def measure(port: int, processes: list[int], number: int) -> dict[str, float]:

@@ -14,6 +14,6 @@ app = socketio.WSGIApp(sio)
 
 
 @sio.on("broadcast")
-def on_broadcast(sid, count, size):
+def on_broadcast(sid: str, count: int, size: int) -> None:
     for _ in range(count):
         sio.emit("said", "x" * size)

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import socketio
 
@@ -16,7 +17,7 @@ WORKER = {"slot": int(os.environ.get("GUNICORN_STICKY_SLOT", 0)), "pid": os.getp
 sio = socketio.Server(async_mode="gevent", client_manager=gunicorn_sticky.ClusterManager())
 
 #: This worker's clients, by session id.
-members = {}
+members: dict[str, dict[str, Any]] = {}
 
 
 @sio.event

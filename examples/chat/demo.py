@@ -97,7 +97,7 @@ def main():
     try:
         listener = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        sys.exit(f"Cannot listen on port {port} ({os.strerror(error.errno)}). Choose another one: PORT={port + 1}")
+        sys.exit(f"Cannot listen on port {port} ({os.strerror(error.errno or 0)}). Choose another one: PORT={port + 1}")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     # SIGTERM ends it in the same way as Ctrl-C, which a shell may have told background jobs to ignore.

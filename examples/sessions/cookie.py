@@ -9,7 +9,7 @@ from http.cookies import SimpleCookie
 
 from gunicorn_sticky import session_id
 
-carts = {}
+carts: dict[str, list[str]] = {}
 
 
 def app(environ, start_response):

@@ -10,7 +10,7 @@ import json
 
 from gunicorn_sticky import session_id
 
-sessions = {}
+sessions: dict[str, int] = {}
 
 
 def app(environ, start_response):

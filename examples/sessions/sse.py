@@ -12,7 +12,7 @@ from gevent.queue import Queue
 
 from gunicorn_sticky import session_id
 
-streams = {}
+streams: dict[str, Queue] = {}
 
 
 def app(environ, start_response):

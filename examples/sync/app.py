@@ -3,7 +3,7 @@
 import time
 
 #: Filled by the hook in gunicorn.conf.py.
-states = {}
+states: dict[str, dict[str, int]] = {}
 
 
 def load(key):
