@@ -103,7 +103,9 @@ def test_the_tree_in_the_documentation():
     tree = page.partition("\n    gunicorn_sticky/\n")[2].partition("\n\n")[0]
     folder, shown = "", []
     for line in tree.splitlines():
-        indent, names = re.fullmatch(r"    ( +)(\S+(?:, \S+)*)  +.+", line).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"    ( +)(\S+(?:, \S+)*)  +.+", line)
+        assert match, line
+        indent, names = match.groups()
         if names.endswith("/"):
             folder = names
             continue
