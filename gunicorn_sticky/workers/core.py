@@ -29,6 +29,7 @@ from ..shared.refusals import Refusal, name
 from ..shared.unpatched import close
 from .config import CachedConfig
 from .connection import Connection, Event, Listener
+from .drain import Intake
 from .gate import Gate, HandOver
 from .load import Load
 from .parser import refuser
@@ -152,6 +153,12 @@ class StickyWorker:
         self._has_been_active = True
         if self.alive or self._seat.board.phase != RUNNING:
             self._seat.board.activate(self.slot, self.seat)
+
+    def intake(self, *, is_own: bool) -> Intake:
+        """Return what decides on the connections of an inbox: that for this worker's own sessions, or its slot's."""
+        assert self._seat
+        last_served = lambda: self.load.last_served  # noqa: E731
+        return Intake(self._seat, is_own=is_own, last_call=self.cfg.graceful_timeout, last_served=last_served)
 
     def notify(self) -> None:
         """Show that this worker is alive, once a second (`gunicorn.workers.base.Worker.notify`)."""

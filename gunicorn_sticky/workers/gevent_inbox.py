@@ -9,23 +9,17 @@ import contextlib
 import contextvars
 import socket
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 
-from ..shared.board import RUNNING, STOPPING
+from .drain import POLL, Intake
 
 if TYPE_CHECKING:
     from ..shared.channel import Channel
-    from .seat import Seat
 
-#: Seconds between two looks for what is still on its way.
-POLL = 0.02
-#: Seconds without a request of its sessions after which a worker that drains takes them for gone.
-QUIET = 3.0
 #: Seconds after which a greenlet that serves one connection after the other lets the rest of the worker run.
 TURN = 0.005
 
@@ -57,20 +51,18 @@ class InboxServer(StreamServer):  # type: ignore[misc]
 
     Args:
         inbox: where connections come from
-        seat: the worker's
-        last_call: seconds to wait, at the end of the server, for what is still on its way
+        intake: which of them to take
     """
 
     max_accept = 1  # the others stay in the channel, where nothing can happen to them, until `_serve` takes them
 
-    def __init__(self, inbox: Inbox, seat: Seat, last_call: float, **kwargs: Any) -> None:
-        self._seat = seat
-        self._last_call = last_call
+    def __init__(self, inbox: Inbox, intake: Intake, **kwargs: Any) -> None:
+        self._intake = intake
         super().__init__(inbox, **kwargs)
 
     def do_read(self) -> tuple[Any, Any] | None:
         """Take one connection, as `gevent.server.StreamServer.do_read` does with ``accept()``."""
-        if not self._may_take():
+        if not self._intake.may_take():
             self.stop_accepting()
             return None
         received = self.socket.receive()
@@ -101,60 +93,37 @@ class InboxServer(StreamServer):  # type: ignore[misc]
                 with contextlib.suppress(OSError):  # no descriptors left: `_do_read` will see that, too
                     taken = self.do_read()
 
-    def _may_take(self) -> bool:
-        return self._seat.is_active()
-
     def _take_the_rest(self) -> None:
-        """At the end of the server nobody comes after this worker: serve all that has been sent to it."""
-        deadline = time.monotonic() + self._last_call
-        while time.monotonic() < deadline:
-            phase = self._seat.board.phase  # first: what came before STOPPED is seen below
-            try:
+        while self._intake.goes_on(time.monotonic()):
+            with contextlib.suppress(OSError):  # no descriptors left: in a moment, maybe
                 while received := self.do_read():
                     self.do_handle(*received)
-            except OSError:
-                pass  # no descriptors left: in a moment, maybe
-            else:
-                if phase != STOPPING:
-                    return
+                self._intake.took_all()
             gevent.sleep(POLL)
 
     def close(self) -> None:
         """Accept no more; Gunicorn's worker calls this when it begins to drain."""
         if not self.closed:
-            if self._seat.board.phase != RUNNING:
-                self._take_the_rest()
+            self._intake.drain(time.monotonic())
+            self._take_the_rest()
             self.stop_accepting()
             gevent.sleep(0)  # so that all that have been taken begin: gevent forgets by what they are handled
         super().close()
 
 
 class OwnInboxServer(InboxServer):
-    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives.
-
-    Args:
-        last_served: returns when the worker has last been busy with a request
-    """
-
-    def __init__(self, *args: Any, last_served: Callable[[], float], **kwargs: Any) -> None:
-        self._last_served = last_served
-        super().__init__(*args, **kwargs)
-
-    def _may_take(self) -> bool:
-        return True
+    """gevent's server over the inbox for this worker's own sessions: it serves them for as long as the worker lives."""
 
     def close(self) -> None:
         """Go on; the worker ends when nobody is busy, but not between two requests of a client that polls."""
-        board = self._seat.board
-        if board.phase == RUNNING or not board.is_active_master:
-            if self.full():
-                gevent.spawn(self._spawn, self._stay)  # not to wait here, where the heartbeat comes from
-            else:
-                self._spawn(self._stay)
-        else:
+        self._intake.drain(time.monotonic())
+        if self._intake.is_last_call:
             self._take_the_rest()
+        elif self.full():
+            gevent.spawn(self._spawn, self._stay)  # not to wait here, where the heartbeat comes from
+        else:
+            self._spawn(self._stay)
 
     def _stay(self) -> None:
-        began = time.monotonic()
-        while time.monotonic() - max(began, self._last_served()) < QUIET:
+        while self._intake.goes_on(time.monotonic()):
             gevent.sleep(POLL)

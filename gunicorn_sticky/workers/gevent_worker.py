@@ -93,13 +93,12 @@ class GeventStickyWorker(BlockingStickyWorker, GeventWorker):  # type: ignore[mi
         assert self._seat
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}
         arguments = {"handle": self._handle, "spawn": spawn, **ssl_args}
-        last_call = self.cfg.graceful_timeout
+        intake = self.intake(is_own=bool(self._inboxes))
         server: InboxServer
         if self._inboxes:
-            last_served = lambda: self.load.last_served  # noqa: E731
-            server = OwnInboxServer(inbox, self._seat, last_call, last_served=last_served, **arguments)
+            server = OwnInboxServer(inbox, intake, **arguments)
         else:
-            server = InboxServer(inbox, self._seat, last_call, **arguments)
+            server = InboxServer(inbox, intake, **arguments)
             self.activate()
         self._inboxes.append(server)
         self._accepting.append(server)
