@@ -172,7 +172,7 @@ venv:
 # present.
 programs:
 	@missing=; \
-	for program in chromium curl npm openssl nginx haproxy prometheus redis-server slowhttptest strace wrk; do \
+	for program in chromium-headless-shell curl npm openssl nginx haproxy prometheus redis-server slowhttptest strace wrk; do \
 		command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \

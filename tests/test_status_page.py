@@ -47,26 +47,17 @@ def playwright() -> None:
 
 
 class Page:
-    """The page in a browser; see tests/browser/status.mjs for what is known of it."""
+    """The page in a window of a browser; see tests/browser/status.mjs for what is known of it."""
 
-    def __init__(self, url: str, width: int, colours: str) -> None:
-        command = ["node", str(BROWSER / "status.mjs"), url, str(width), colours]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def __init__(self, browser: subprocess.Popen[str]) -> None:
         self.shown: dict[str, Any] = {}
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        with self.process.stdout as lines:
-            for line in lines:
-                self.shown = json.loads(line)
+        self._browser = browser
 
     def wait_for(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
         """Wait until what is shown meets a condition, and return it."""
 
         def met() -> dict[str, Any] | None:
-            assert self.process.poll() is None, "the browser has ended"
+            assert self._browser.poll() is None, "the browser has ended"
             shown = self.shown
             return shown if shown and condition(shown) else None
 
@@ -79,20 +70,35 @@ class Page:
     def wait_for_state(self, state: str) -> dict[str, Any]:
         return self.wait_for(lambda shown: shown["state"] == state, f"the page to say {state}")
 
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-        self._reader.join()
+
+@contextlib.contextmanager
+def pages(site: Site | str, *views: tuple[int, str]) -> Iterator[list[Page]]:
+    """Open the page of a server, or at a URL, in a window for each width and colour scheme."""
+    url = site if isinstance(site, str) else f"http://127.0.0.1:{site.status_port}/"
+    command = ["node", str(BROWSER / "status.mjs"), url, *(str(value) for view in views for value in view)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as browser:
+        assert browser.stdout
+        lines = browser.stdout
+        windows = [Page(browser) for _ in views]
+
+        def read() -> None:
+            for line in lines:
+                number, windows[number].shown = json.loads(line)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            yield windows
+        finally:
+            browser.terminate()
+            browser.wait(PATIENCE)
+            reader.join()
 
 
 @contextlib.contextmanager
-def page(site: Site | str, *, width: int = 1280, colours: str = "light") -> Iterator[Page]:
-    """Open the page of a server, or at a URL."""
-    opened = Page(site if isinstance(site, str) else f"http://127.0.0.1:{site.status_port}/", width, colours)
-    try:
+def page(site: Site | str, width: int = 1280) -> Iterator[Page]:
+    with pages(site, (width, "light")) as (opened,):
         yield opened
-    finally:
-        opened.close()
 
 
 @contextlib.contextmanager
@@ -222,19 +228,16 @@ def test_a_draining_worker_stands_beside_its_successor():
 
 
 def test_on_a_phone_and_in_the_dark():
+    views = [(360, "dark"), (360, "light"), (1280, "light")]
     backgrounds = set()
-    with well(config=HOLD) as site, contextlib.ExitStack() as stack:
-        pages = []
-        for width, colours in ((360, "dark"), (360, "light"), (1280, "light")):
-            pages.append((colours, stack.enter_context(page(site, width=width, colours=colours))))
-            pages[-1][1].wait_for_state("ok")
+    with well(config=HOLD) as site, pages(site, *views) as windows:
         for state in ("ok", "degraded", "down", "no answer"):
             if state == "no answer":
                 os.killpg(site.pid, signal.SIGKILL)
             elif state != "ok":
                 (site.folder / "hold").touch()
                 os.kill(ready(site)[0], signal.SIGKILL)
-            for colours, opened in pages:
+            for (_, colours), opened in zip(views, windows, strict=True):
                 shown = opened.wait_for_state(state)
                 assert shown["overflow"] == 0
                 assert shown["contrast"][0] >= 4.5, shown["contrast"]
@@ -278,7 +281,7 @@ def test_a_thousand_slots_some_of_them_odd(width: int):
             odd["state"] = "starting"
         return real | {"state": "degraded", "time": real["time"] + look, "slots": slots}
 
-    with pretender(figures) as url, page(url, width=width) as opened:
+    with pretender(figures) as url, page(url, width) as opened:
         shown = opened.wait_for(lambda shown: shown["rows"][0]["requests/s"] == "7", "a rate")
         assert len(shown["rows"]) == 1024
         assert states(shown)[:4] == ["ready", "down", "starting", "ready"]

@@ -1,10 +1,9 @@
-// Opens the status page in Chromium, and prints what it shows as a line of JSON whenever that changes:
-// node status.mjs URL WIDTH light|dark
+// Opens the status page in windows of Chromium, and prints what one shows as a line of JSON whenever that changes, after
+// the number of the window: node status.mjs URL WIDTH light|dark [WIDTH light|dark]...
 import { chromium } from "playwright-core";
 import { launch } from "./launch.mjs";
 
-const [url, width, colorScheme] = process.argv.slice(2);
-const errors = [], elsewhere = [];
+const [url, ...views] = process.argv.slice(2);
 
 /** Runs in the page: calls `window.shown` with what it shows. */
 function watch() {
@@ -68,16 +67,22 @@ function watch() {
   }).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
 }
 
+/** Open the page in a window of its own. */
+async function open(number, width, colorScheme) {
+  const errors = [], elsewhere = [];
+  const page = await browser.newPage({ viewport: { width: Number(width), height: 800 }, colorScheme });
+  page.on("console", (message) => errors.push(message.text()));
+  page.on("pageerror", (error) => errors.push(String(error)));
+  page.on("request", (request) => {
+    const target = new URL(request.url());
+    if (target.protocol !== "data:" && target.origin !== new URL(url).origin) elsewhere.push(request.url());
+  });
+  await page.exposeFunction("shown", (shown) => console.log(JSON.stringify([number, { ...shown, errors, elsewhere }])));
+  await page.addInitScript(watch);
+  await page.goto(url);
+  await page.click("summary");
+}
+
 const browser = await chromium.launch(launch);
 process.once("SIGTERM", () => browser.close());
-const page = await browser.newPage({ viewport: { width: Number(width), height: 800 }, colorScheme });
-page.on("console", (message) => errors.push(message.text()));
-page.on("pageerror", (error) => errors.push(String(error)));
-page.on("request", (request) => {
-  const target = new URL(request.url());
-  if (target.protocol !== "data:" && target.origin !== new URL(url).origin) elsewhere.push(request.url());
-});
-await page.exposeFunction("shown", (shown) => console.log(JSON.stringify({ ...shown, errors, elsewhere })));
-await page.addInitScript(watch);
-await page.goto(url);
-await page.click("summary");
+for (let n = 0; n < views.length / 2; n++) await open(n, views[2 * n], views[2 * n + 1]);
