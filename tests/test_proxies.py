@@ -35,7 +35,7 @@ from gunicorn_sticky.routing.proxy_protocol import parse
 pytestmark = pytest.mark.programs
 
 CLIENTS = addresses(200)
-REQUESTS = 20
+REQUESTS = 8
 #: Longer than any proxy here keeps an idle connection: nobody but the proxy closes one.
 KEEP_ALIVE = ("--keep-alive", "75")
 BY_HEADER = (*STICKY, "--sticky-proxy", *KEEP_ALIVE, "-w", "4", "whoami:app")
@@ -124,17 +124,17 @@ def misrouted(answers: Answers, pids: dict[str, int]) -> list[tuple[str, dict[st
     ids=["nginx", "haproxy", "nginx-without-keepalive"],
 )
 def test_200_clients_by_header(by_header: Server, tmp_path: Path, proxy: Any, text: str, reuses: bool):
-    """Each of 4000 requests is served by its client's worker, whoever's requests came before on the connection."""
+    """Each of 1600 requests is served by its client's worker, whoever's requests came before on the connection."""
     pids = owners(by_header)
     with proxy(tmp_path, by_header.port, text) as port:
         answers = converse(port)
     assert misrouted(answers, pids) == []
     if reuses:
-        assert connections(answers) < 400
+        assert connections(answers) < len(CLIENTS)
         # So they were shared, and handed over: clients and connections met in many more pairs than connections exist.
         assert sum(len({who["REMOTE_PORT"] for who in whos}) for whos in answers.values()) > 2 * connections(answers)
     else:
-        assert connections(answers) > 2000
+        assert connections(answers) > len(CLIENTS) * REQUESTS / 2
 
 
 @pytest.mark.xdist_group("proxies trusting")
@@ -413,8 +413,12 @@ def by_session() -> Iterator[Server]:
 
 @pytest.mark.xdist_group("proxies by session")
 @pytest.mark.usefixtures("node_modules")
-@pytest.mark.parametrize("mode", ["upgrade", "websocket"])
-@pytest.mark.parametrize("site", [NGINX, NGINX_WITHOUT], ids=["keepalive", "without-keepalive"])
+@pytest.mark.parametrize(
+    ("site", "mode"),
+    # A WebSocket has a connection of its own, whatever nginx does with others.
+    [(NGINX, "upgrade"), (NGINX_WITHOUT, "upgrade"), (NGINX, "websocket")],
+    ids=["keepalive-upgrade", "without-keepalive-upgrade", "websocket"],
+)
 def test_sessions_behind_one_address_spread(by_session: Server, tmp_path: Path, site: str, mode: str):
     """All 200 come from the address of nginx: the busiest of 4 workers has at most 1.3 times its share."""
     # Behind nginx it does not matter where the clients come from.
