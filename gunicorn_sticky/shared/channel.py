@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import marshal
+import os
 import struct
 import sys
 from fcntl import ioctl
@@ -33,12 +34,15 @@ from .unpatched import BareSocket, close, dup, socketpair
 
 #: SOCK_SEQPACKET keeps messages apart; macOS has none for Unix sockets.
 _KIND = SOCK_SEQPACKET | SOCK_NONBLOCK
-#: More than any message takes: a head of `head.MAX_HEAD` bytes and a read too many, two socket addresses, a key.
+#: More bytes of a connection than these travel in a memory file: asyncio reads 256 KiB at once.
+_MOST_UNREAD = 64 * 1024
+#: More than any message takes: so many bytes, two socket addresses, a key.
 _MESSAGE_SIZE = 128 * 1024
-_FD = struct.Struct("i")
-_FD_SPACE = CMSG_SPACE(_FD.size)
-#: The kernel's limits on descriptors in flight and on memory: they pass (see unix(7)).
-_FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+#: A connection, and one with a memory file.
+_FD, _TWO_FDS = struct.Struct("i"), struct.Struct("ii")
+_FD_SPACE = CMSG_SPACE(_TWO_FDS.size)
+#: Limits on descriptors, also of those in flight, and on memory: they pass (see unix(7)).
+_FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 #: What a message takes of the kernel's memory, in bytes, unless its key is long or it carries what was read.
 _COST = 768
 
@@ -88,16 +92,22 @@ class Channel:
 
     def send(self, fd: int, info: ConnectionInfo) -> OSError | None:
         """Send a descriptor, which the sender still has to close. Return why not, if the channel is full."""
+        memory = None
         try:
+            if len(info.unread) > _MOST_UNREAD:
+                memory = _memory_file(info.unread)
+                info = info._replace(unread=b"")
+            fds = _FD.pack(fd) if memory is None else _TWO_FDS.pack(fd, memory)
             self._out.sendmsg(
-                [marshal.dumps(tuple(info))],
-                [(SOL_SOCKET, SCM_RIGHTS, _FD.pack(fd))],
-                MSG_DONTWAIT | MSG_NOSIGNAL,
+                [marshal.dumps(tuple(info))], [(SOL_SOCKET, SCM_RIGHTS, fds)], MSG_DONTWAIT | MSG_NOSIGNAL
             )
         except OSError as error:
             if error.errno in _FULL:
                 return error
             raise
+        finally:
+            if memory is not None:
+                close(memory)
         return None
 
     def receive(self) -> tuple[int, ConnectionInfo] | None:
@@ -106,8 +116,12 @@ class Channel:
         Raises:
             OSError: EMFILE or ENFILE, and the connection stays in the channel
         """
-        # At the limit of open files the kernel would deliver the message without its descriptor, so try one first.
-        close(dup(self._in.fileno()))
+        # At the limit of open files the kernel would deliver the message without its descriptors, so try two first.
+        spare = dup(self._in.fileno())
+        try:
+            close(dup(spare))
+        finally:
+            close(spare)
         if self._buffer is None:
             self._buffer = bytearray(_MESSAGE_SIZE)
         try:
@@ -118,7 +132,15 @@ class Channel:
             return None
         if not ancillary:  # another thread took the last descriptor, or all senders are gone
             return None
-        return _FD.unpack(ancillary[0][2])[0], ConnectionInfo(*marshal.loads(self._buffer))
+        fds = ancillary[0][2]
+        info = ConnectionInfo(*marshal.loads(self._buffer))
+        if len(fds) == _FD.size:
+            return _FD.unpack(fds)[0], info
+        fd, memory = _TWO_FDS.unpack(fds)
+        try:
+            return fd, info._replace(unread=os.pread(memory, os.fstat(memory).st_size, 0))
+        finally:
+            close(memory)
 
     def close_receiver(self) -> None:
         """Close the receiving end in this process."""
@@ -132,3 +154,15 @@ class Channel:
         """Close both ends in this process."""
         self._out.close()
         self._in.close()
+
+
+def _memory_file(content: bytes) -> int:
+    """Return the descriptor of a memory file (memfd_create(2)) with this content."""
+    fd = os.memfd_create("gunicorn-sticky-unread", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", buffering=0, closefd=False) as file:
+            file.write(content)
+    except OSError:
+        close(fd)
+        raise
+    return fd

@@ -1,0 +1,68 @@
+"""Descriptor passing, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gunicorn_sticky.shared.channel import Channel, ConnectionInfo
+
+LISTENER, PEER = ("127.0.0.1", 80), ("127.0.0.1", 4000)
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, 256 * 1024, 3_000_000])
+def test_bytes_of_any_number_travel(size: int):
+    channel, (ours, theirs) = Channel(), socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    sent = ConnectionInfo(LISTENER, PEER, "key", os.urandom(size), {"client_addr": "192.0.2.1", "client_port": 5})
+    assert channel.send(theirs.fileno(), sent) is None
+    received = channel.receive()
+    assert received
+    fd, info = received
+    assert info == sent
+    with socket.socket(fileno=fd) as passed:
+        passed.send(b"through")
+        assert ours.recv(100) == b"through"
+    assert channel.receive() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    for end in (ours, theirs, channel):
+        end.close()
+
+
+def until_there_are_none_left() -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        while True:
+            yield os.dup(0)
+
+
+def test_at_the_limit_of_open_files_a_connection_stays_in_the_channel():
+    channel, (ours, theirs) = Channel(), socket.socketpair()
+    for unread in (b"", b"x" * 100_000):
+        assert channel.send(theirs.fileno(), ConnectionInfo(LISTENER, PEER, "key", unread)) is None
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, limits[1]))
+    fillers: list[int] = []
+    try:
+        fillers.extend(until_there_are_none_left())
+        for _ in range(2):
+            with pytest.raises(OSError, match="Too many open files"):
+                channel.receive()
+            os.close(fillers.pop())
+        received = channel.receive()
+        assert received
+        os.close(received[0])
+    finally:
+        for fd in fillers:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    received = channel.receive()
+    assert received
+    os.close(received[0])
+    assert received[1].unread == b"x" * 100_000
+    for end in (ours, theirs, channel):
+        end.close()
