@@ -14,7 +14,7 @@ LOADS ?= 2
 
 # The first pip that knows dependency groups; venv may bring an older one.
 GROUPS_PIP := 'pip>=25.1'
-EXTRAS := .[prometheus,status]
+EXTRAS := .[prometheus,status,uvicorn]
 BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready

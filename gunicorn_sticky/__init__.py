@@ -11,17 +11,32 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .broadcast.manager import ClusterManager as ClusterManager
     from .sessions.minting import session_id as session_id
+    from .workers.asgi_worker import ASGIStickyWorker as ASGIStickyWorker
     from .workers.connection import Connection as Connection
     from .workers.gevent_worker import GeventStickyWorker as GeventStickyWorker
+    from .workers.uvicorn_worker import UvicornStickyWorker as UvicornStickyWorker
 
-__all__ = ["ClusterManager", "Connection", "GeventStickyWorker", "__version__", "session_id"]
+__all__ = [
+    "ASGIStickyWorker",
+    "ClusterManager",
+    "Connection",
+    "GeventStickyWorker",
+    "UvicornStickyWorker",
+    "__version__",
+    "session_id",
+]
 
 _HOMES = {
+    "ASGIStickyWorker": "workers.asgi_worker",
     "ClusterManager": "broadcast.manager",
     "Connection": "workers.connection",
     "GeventStickyWorker": "workers.gevent_worker",
+    "UvicornStickyWorker": "workers.uvicorn_worker",
     "session_id": "sessions.minting",
 }
+
+#: The extras that bring what a worker class needs, by the package that is missing otherwise.
+_EXTRAS = {"uvicorn": "uvicorn", "uvicorn_worker": "uvicorn", "h11": "uvicorn"}
 
 _startup.install()
 
@@ -36,6 +51,10 @@ def __getattr__(name: str) -> object:
     except Exception as error:
         if isinstance(error, RuntimeError) or not _HOMES[name].startswith("workers."):
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+            raise RuntimeError(
+                f'{name} needs {error.name}: pip install "gunicorn-sticky[{_EXTRAS[error.name]}]"'
+            ) from None
         from .shared.current import refusal
 
         raise RuntimeError(refusal(error)) from error  # which Gunicorn prints as one line

@@ -24,8 +24,10 @@ ORDER = (
     {"__init__"},
     {"__main__"},
 )
-#: What nobody imports but its own adapter, by the beginnings of the adapters' names.
-LOOPS = {"gevent": "gevent_", "asyncio": "asyncio_", "uvicorn": "uvicorn_"}
+#: What nobody imports but its own adapters, by the beginnings of the adapters' names.
+LOOPS = {"gevent": ("gevent_",), "asyncio": ("asyncio_", "asgi_", "uvicorn_"), "uvicorn": ("uvicorn_",)}
+#: The beginnings of the names of adapters, one for each kind of worker.
+KINDS = ("gevent_", "thread_", "asgi_", "uvicorn_")
 #: Whole processes of their own, which may have a loop of their own.
 OWN_PROCESSES = {"status.server"}
 
@@ -77,15 +79,15 @@ def test_there_are_no_circles():
 @pytest.mark.parametrize("module", MODULES)
 def test_a_loop_is_its_adapters_affair(module: str):
     for imported, is_ours in imports(module):
-        for loop, prefix in LOOPS.items():
+        for loop, prefixes in LOOPS.items():
             if not is_ours and (imported == loop or imported.startswith(f"{loop}.")) and module not in OWN_PROCESSES:
-                assert module.rpartition(".")[2].startswith(prefix), f"{module} imports {imported}"
+                assert module.rpartition(".")[2].startswith(prefixes), f"{module} imports {imported}"
 
 
 def test_adapters_do_not_import_each_other():
-    adapters = {module for module in MODULES if module.rpartition(".")[2].startswith(tuple(LOOPS.values()))}
+    adapters = {module for module in MODULES if module.rpartition(".")[2].startswith(KINDS)}
     assert adapters
-    for module in adapters:
+    for module in adapters | {module for module in MODULES if module.rpartition(".")[2].startswith("asyncio_")}:
         kind = module.rpartition(".")[2].partition("_")[0]
         others = {name for name in ours(module) & adapters if not name.rpartition(".")[2].startswith(kind)}
         assert not others, module

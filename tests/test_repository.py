@@ -48,4 +48,4 @@ def test_workflows_run_what_ci_runs(workflow: Path) -> None:
 
 def test_extras_are_for_users() -> None:
     """What developers install is in dependency groups, of which the package's metadata says nothing."""
-    assert set(metadata("gunicorn-sticky").get_all("Provides-Extra") or ()) == {"prometheus", "status"}
+    assert set(metadata("gunicorn-sticky").get_all("Provides-Extra") or ()) == {"prometheus", "status", "uvicorn"}

@@ -10,7 +10,7 @@ class Event(Protocol):
 
     def set(self) -> object: ...
 
-    def wait(self, timeout: float | None = None) -> bool: ...
+    def wait(self, timeout: float | None = None) -> Any: ...
 
 
 class Listener:
@@ -60,13 +60,13 @@ class Connection:
         self._released.set()
         return True
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | None = None) -> Any:
         """Wait until the connection is released.
 
         Args:
             timeout: how many seconds at most, or None
 
         Returns:
-            whether it is
+            whether it is; under asyncio, a coroutine that returns that
         """
         return self._released.wait(timeout)

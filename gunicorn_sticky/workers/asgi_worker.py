@@ -1,0 +1,135 @@
+"""The asgi kind: Gunicorn's own ASGI worker, which takes its connections from a channel."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.http2.negotiation import prior_knowledge_allowed
+from gunicorn.workers.gasgi import ASGIWorker
+
+from .asyncio_protocol import Stage, StickyProtocol, Worker
+from .asyncio_worker import AsyncioStickyWorker
+from .served import Served
+
+
+class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
+    """Gunicorn's protocol with the gate before it."""
+
+    def __init__(self, worker: Worker, served: Served, /) -> None:
+        super().__init__(worker, served, worker=worker)
+        self.app = worker.application(served)
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin (`asyncio.BaseProtocol.connection_made`)."""
+        if prior_knowledge_allowed(self.cfg, self._served.info.address):
+            self._stage = Stage.THROUGH
+        super().connection_made(transport)
+
+    def _parse(self, data: bytes) -> None:
+        ASGIProtocol.data_received(self, data)
+
+    def _body_length(self) -> int | None:
+        request = self._current_request
+        return None if request.chunked else request.content_length
+
+    def _has_more(self) -> bool:
+        return bool(self._callback_parser.remaining())
+
+    def _stop_idle_timer(self) -> None:
+        self._cancel_keepalive_timer()
+
+    def _on_headers_complete(self) -> Any:
+        result = super()._on_headers_complete()
+        self._head_is_complete()
+        request = self._current_request
+        if self._h2c_upgrade_settings is not None or (request.may_upgrade() and self._is_websocket_upgrade(request)):
+            self._stage = Stage.THROUGH
+        return result
+
+    def _on_message_complete(self) -> None:
+        super()._on_message_complete()
+        self._message_is_complete()
+
+    async def _serve_http_request(self, *args: Any) -> Any:
+        keepalive = await super()._serve_http_request(*args)
+        if keepalive:
+            self._loop.call_soon(self._is_reset)
+        return keepalive
+
+    def _is_reset(self) -> None:
+        """The parser is ready for the next request, or the connection has been closed."""
+        if not self._closed:
+            self._response_is_complete()
+
+    def _effective_peername(self, peername: Any) -> Any:
+        return self._served.source or super()._effective_peername(peername)
+
+    def _let_go(self) -> None:
+        # What still runs of the application goes on, see `ASGIProtocol.connection_lost`.
+        self._closed, self._task = True, None
+        super()._let_go()
+        self._request_ready.set()
+
+
+class _Listener:
+    """What Gunicorn's worker makes a server for."""
+
+    sock = None
+
+    def __str__(self) -> str:
+        return "inbox"
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _Server:
+    """What Gunicorn's worker has in the place of `asyncio.Server`."""
+
+    def __init__(self, worker: ASGIStickyWorker) -> None:
+        self._worker = worker
+        #: What drains.
+        self._task: Any = None
+
+    def close(self) -> None:
+        """Begin to drain."""
+        self._task = self._worker.loop.create_task(self._worker.wait())
+
+    async def wait_closed(self) -> None:
+        """Do nothing: the worker waits for its connections."""
+
+
+class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
+    """A worker class for ``-k``: Gunicorn's ASGI worker with sticky sessions.
+
+    Raises:
+        gunicorn.errors.HaltServer: made by an arbiter that is not ours
+    """
+
+    async def _serve(self) -> None:
+        ASGIProtocol._check_h1c_protocol_available()  # keeps what it finds in the class that it is called on
+        if self._seat:
+            self.sockets = [_Listener()]
+            self.loop.create_server = self._create_server
+        await super()._serve()
+
+    async def _create_server(self, _factory: Any, ssl: Any = None, **_kwargs: Any) -> _Server:
+        """Do in the place of `asyncio.loop.create_server`."""
+        self._application, self._ssl = self.asgi, ssl
+        self._open()
+        return _Server(self)
+
+    async def wait(self) -> None:
+        """Drain, and count as a connection meanwhile, so that the base waits for that."""
+        self.nr_conns += 1
+        await self.drain(lambda: self._quick_shutdown)
+        self.nr_conns -= 1
+
+    def _new_protocol(self, served: Served) -> Any:
+        return _Protocol(self, served)
+
+    def handle_exit_signal(self) -> None:
+        """Drain on SIGTERM (`gunicorn.workers.gasgi.ASGIWorker.handle_exit_signal`)."""
+        self.handle_exit(signal.SIGTERM, None)

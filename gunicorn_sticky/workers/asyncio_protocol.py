@@ -1,0 +1,303 @@
+"""What stands before an asyncio server's protocol: the gate, and what follows from its decisions.
+
+Rules:
+ 1. The server's parser sees the bytes of one message at a time (feed.py), and of a later request only once the gate
+    has decided that it is served here.
+ 2. What arrives behind a message is held until that has been answered, and beyond `MOST_HELD` bytes not read.
+ 3. A connection is handed over when all that it has been answered is on its way, and then closed without a word to
+    the client: `shutdown` would act on the new owner's side as well.
+ 4. Whatever follows an upgrade (RFC 9110, section 7.8) is no HTTP/1.1, and passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import Enum
+from typing import Any, Protocol
+
+from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal
+from .feed import Feed
+from .gate import NEED_MORE, SERVE, Gate, HandOver, LaterHead
+from .load import Load
+from .served import Served
+
+#: Seconds to wait, and between two tries, for the channel to the dispatcher or for a client that does not read.
+HAND_OVER = 30.0
+RETRY = 0.005
+#: After so many looks at a head that arrives in pieces, seconds between two of them.
+LOOKS = 16
+SLOW = 0.1
+#: Bytes behind a message that are read before it has been answered.
+MOST_HELD = 64 * 1024
+
+
+class Stage(Enum):
+    """What becomes of the next bytes."""
+
+    #: They belong to a message that is served here.
+    RECEIVING = "receiving"
+    #: The message is complete, and they have to wait for its response.
+    ANSWERING = "answering"
+    #: They begin a later request, or go on with its head.
+    BETWEEN = "between"
+    #: They pass.
+    THROUGH = "through"
+    #: They are nobody's: the connection is refused, or about to be handed over.
+    LEAVING = "leaving"
+
+
+class Worker(Protocol):
+    """Whose connections these are: asyncio_worker.py."""
+
+    cfg: Any
+    log: Any
+    alive: bool
+    gate: Gate
+    load: Load
+
+    def explain(self, served: Served, decision: HandOver) -> None: ...
+
+    def note_refusal(self, served: Served, refusal: Refusal) -> None: ...
+
+    def application(self, served: Served) -> Any: ...
+
+    def count_request(self) -> None: ...
+
+    def give_back(self, fd: int, info: Any) -> bool: ...
+
+    def disconnected(self, served: Served) -> None: ...
+
+
+class StickyProtocol(asyncio.Protocol):
+    """The base of sticky protocols, to stand in front of a server's class of them.
+
+    An adapter overrides `_parse`, `_body_length`, `_has_more` and `_stop_idle_timer`, and calls `_head_is_complete`,
+    `_message_is_complete` and `_response_is_complete`.
+
+    Args:
+        worker: whose connection this is
+        served: what it knows of the connection
+    """
+
+    transport: Any
+
+    def __init__(self, worker: Worker, served: Served, /, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sticky_worker = worker
+        self._served = served
+        self._stage = Stage.THROUGH if worker.cfg.is_ssl else Stage.RECEIVING
+        self._feed = Feed()
+        #: Whether the head of the message that is received has been parsed.
+        self._has_head = False
+        self._is_answered = False
+        #: The head of a later request, as long as it arrives in pieces.
+        self._head: LaterHead | None = None
+        self._looks = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = True
+
+    # --- what the loop calls ---
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin (`asyncio.BaseProtocol.connection_made`)."""
+        super().connection_made(transport)
+        if self._served.info.unread:
+            self.data_received(self._served.info.unread)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has arrived (`asyncio.Protocol.data_received`)."""
+        stage = self._stage
+        if stage is Stage.BETWEEN:
+            self._look(data)
+        elif stage is Stage.RECEIVING:
+            self._feed.push(data)
+            self._deal()
+        elif stage is Stage.THROUGH:
+            self._parse(data)
+        elif stage is Stage.ANSWERING:
+            self._feed.push(data)
+            if len(self._feed) > MOST_HELD:
+                self._read(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End (`asyncio.BaseProtocol.connection_lost`)."""
+        self._stage = Stage.LEAVING
+        self._set_timer(None)
+        self._sticky_worker.disconnected(self._served)
+        super().connection_lost(exc)
+
+    # --- what an adapter does ---
+
+    def _parse(self, data: bytes) -> None:
+        """Give bytes to the server's parser."""
+        raise NotImplementedError
+
+    def _body_length(self) -> int | None:
+        """Return how long the body is whose head has been parsed, or None if it is in chunks."""
+        raise NotImplementedError
+
+    def _has_more(self) -> bool:
+        """Tell whether the parser has been given bytes beyond the end of the message."""
+        raise NotImplementedError
+
+    def _stop_idle_timer(self) -> None:
+        """Stop what closes a connection that has no next request: one has begun."""
+        raise NotImplementedError
+
+    # --- what an adapter calls ---
+
+    def _head_is_complete(self) -> None:
+        """The parser has seen the end of a head."""
+        self._has_head = True
+        self._sticky_worker.load.requested(self._served)
+
+    def _message_is_complete(self) -> None:
+        """The parser has seen the end of a message."""
+        if self._stage is Stage.RECEIVING:
+            self._stage = Stage.ANSWERING
+
+    def _response_is_complete(self) -> None:
+        """A message has been answered, maybe before its end."""
+        self._is_answered = True
+        if self._stage is Stage.ANSWERING:
+            self._end_cycle()
+
+    def _pass_the_rest(self) -> None:
+        """Let all that is held, and all that follows, pass: the connection has been upgraded."""
+        self._stage = Stage.THROUGH
+        held = self._feed.take()
+        self._read(True)
+        if held:
+            self.transport.get_protocol().data_received(held)
+
+    # --- messages ---
+
+    def _deal(self) -> None:
+        """Give the parser what it may see."""
+        feed = self._feed
+        while len(feed) and self._stage is Stage.RECEIVING:
+            is_head = not self._has_head
+            self._parse(feed.pull())
+            if is_head and self._has_head and self._stage is Stage.RECEIVING:
+                feed.expect(self._body_length())
+        if self._stage is Stage.ANSWERING:
+            if self._has_more():
+                self._sticky_worker.log.warning("Closing a connection: where its request ends is not clear")
+                self.transport.abort()
+            elif self._is_answered:
+                self._end_cycle()
+
+    def _end_cycle(self) -> None:
+        """A message has been received and answered."""
+        self._stage = Stage.BETWEEN
+        self._has_head = self._is_answered = False
+        self._feed.begin()
+        self._sticky_worker.load.waits(self._served)
+        held = self._feed.take()
+        self._read(True)
+        if held:
+            self._look(held)
+
+    def _look(self, data: bytes) -> None:
+        """Look at the head of a later request, and act on what the gate decides."""
+        worker, head = self._sticky_worker, self._head
+        if head is None:
+            head = self._head = LaterHead(worker.gate, self._served)
+        decision = head.feed(data)
+        if decision is NEED_MORE:
+            self._wait_for_head()
+            return
+        self._head = None
+        self._set_timer(None)
+        if decision is SERVE:
+            self._stage = Stage.RECEIVING
+            worker.load.goes_on(self._served)
+            self._feed.push(head.data)
+            self._deal()
+        elif isinstance(decision, HandOver):
+            worker.explain(self._served, decision)
+            self._hand_over(decision, bytes(head.data))
+        elif isinstance(decision, Refusal):
+            self.refuse(decision)
+
+    def _wait_for_head(self) -> None:
+        """Wait for more of a head, but not for ever, and look ten times a second only at one in many pieces."""
+        self._looks += 1
+        if self._timer is None:
+            self._looks = 1
+            self._stop_idle_timer()
+            self._set_timer(self._sticky_worker.cfg.sticky_header_timeout, self._expire)
+        elif self._looks > LOOKS:
+            self._read(False)
+            self._loop.call_later(SLOW, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._stage is Stage.BETWEEN:
+            self._read(True)
+
+    def _expire(self) -> None:
+        assert self._head
+        self.refuse(self._head.expire(self._sticky_worker.cfg.sticky_header_timeout))
+
+    # --- the end ---
+
+    def _hand_over(self, decision: HandOver, head: bytes) -> None:
+        """Give the connection back for routing."""
+        self._stage = Stage.LEAVING
+        self._stop_idle_timer()
+        self._read(False)
+        info = self._served.info._replace(key=decision.key, unread=head, proxy=self._served.proxy)
+        self._move(info, time.monotonic() + HAND_OVER)
+
+    def _move(self, info: Any, deadline: float) -> None:
+        transport, worker = self.transport, self._sticky_worker
+        if transport.is_closing():
+            return
+        is_written = not transport.get_write_buffer_size()
+        if is_written and worker.give_back(transport.get_extra_info("socket").fileno(), info):
+            worker.load.handed_over()
+            self._let_go()
+        elif time.monotonic() < deadline:
+            self._set_timer(RETRY, self._move, info, deadline)
+        elif is_written:
+            self.refuse(FULL_DISPATCHER)
+        else:
+            transport.abort()
+
+    def _let_go(self) -> None:
+        """Close a connection that has another owner now."""
+        self.transport.abort()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer in the place of the application, and linger, see shared/refusals.py."""
+        self._stage = Stage.LEAVING
+        self._stop_idle_timer()
+        self._sticky_worker.note_refusal(self._served, refusal)
+        self.transport.write(refusal.response())
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._read(True)
+        self._set_timer(LINGER, self.transport.abort)
+
+    # --- the loop ---
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def _set_timer(self, seconds: float | None, callback: Any = None, *args: Any) -> None:
+        """Have a callback after some seconds, or none."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self._loop.call_later(seconds, callback, *args)
+
+    def _read(self, flag: bool) -> None:
+        """Read what arrives, or leave it to the kernel."""
+        if self.transport.is_closing():
+            return
+        if not flag:
+            self.transport.pause_reading()  # also if the server has resumed
+        elif not self._reading:
+            self.transport.resume_reading()
+        self._reading = flag

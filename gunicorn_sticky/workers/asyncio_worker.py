@@ -1,0 +1,207 @@
+"""What kinds have in common that run an asyncio loop, and serve ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal, is_silent
+from ..shared.unpatched import socketpair
+from . import asgi, response
+from .asyncio_inbox import Inbox
+from .asyncio_protocol import StickyProtocol
+from .connection import Listener
+from .core import StickyWorker
+from .drain import POLL, Intake
+from .served import Served
+
+if TYPE_CHECKING:
+    from ..shared.channel import ConnectionInfo
+    from .seat import Seat
+
+
+class Released:
+    """`threading.Event` for a loop: `wait` returns a coroutine."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Let whoever waits go on; any thread may call this."""
+        self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, and return whether it is."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._event.wait(), timeout)
+        return self._event.is_set()
+
+
+class AsyncioStickyWorker(StickyWorker):
+    """The base of such kinds: they call `_open` when they are ready, and `drain` when they have been told to end.
+
+    An adapter overrides `_new_protocol`.
+    """
+
+    #: The context for TLS.
+    _ssl: Any = None
+    _application: Any
+    worker_connections: int
+
+    def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
+        #: The slot's first.
+        self._inboxes: list[Inbox] = []
+        self._protocols: dict[Served, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(*args, seat=seat, **kwargs)
+        if seat:
+            self.sockets: list[Any] = []
+
+    # --- its life ---
+
+    def _open(self) -> None:
+        """Take connections from now on."""
+        assert self._seat
+        seat = self._seat
+        self._headers = response.header_fields(self.cfg, seat)
+        self._inboxes = [
+            Inbox(channel, self._intake(seat, is_own), self._is_full, self._connect)
+            for channel, is_own in ((seat.channel, False), (seat.own_channel, True))
+            if channel
+        ]
+        self.activate()
+        for inbox in self._inboxes:
+            inbox.start()
+
+    def _intake(self, seat: Seat, is_own: bool) -> Intake:
+        last_call = self.cfg.graceful_timeout
+        return Intake(seat, is_own=is_own, last_call=last_call, last_served=lambda: self.load.last_served)
+
+    def _is_full(self) -> bool:
+        return len(self._protocols) >= self.worker_connections
+
+    def _persist(self, seat: Seat) -> None:
+        super()._persist(seat)
+        if seat.is_active() and self._inboxes:
+            self._inboxes[0].start()
+
+    async def drain(self, is_urgent: Callable[[], bool]) -> None:
+        """Serve what is left: connections, what has been sent here at the end of the server, and own sessions.
+
+        It ends after `graceful_timeout` seconds, whatever is left.
+
+        Args:
+            is_urgent: tells whether to end at once
+        """
+        began = beat = time.monotonic()
+        for inbox in self._inboxes:
+            inbox.drain()
+        while (now := time.monotonic()) < began + self.cfg.graceful_timeout:
+            if now >= beat:
+                self.notify()
+                beat = now + 1
+            looks = [inbox.goes_on() for inbox in self._inboxes]
+            if is_urgent() or not (self._protocols or any(looks)):
+                break
+            await asyncio.sleep(POLL)
+        for inbox in self._inboxes:
+            inbox.close()
+
+    def _abandon(self) -> None:
+        """Let go of what a child that the application has forked shares with this process, see core.py."""
+        nobody, end = socketpair()
+        end.close()
+        for protocol in self._protocols.values():
+            sock = protocol.transport and protocol.transport.get_extra_info("socket")
+            if sock and sock.fileno() >= 0:
+                os.dup2(nobody.fileno(), sock.fileno(), inheritable=False)
+        nobody.close()
+
+    # --- its connections ---
+
+    def _connect(self, fd: int, info: ConnectionInfo) -> None:
+        """Serve a connection."""
+        if not isinstance(info.listener, tuple):
+            family = socket.AF_UNIX
+        else:
+            family = socket.AF_INET if len(info.listener) == 2 else socket.AF_INET6
+        served = Served(info)
+        self._protocols[served] = protocol = self._new_protocol(served)
+        self.load.connected(served)
+        client = socket.socket(family, socket.SOCK_STREAM, 0, fd)
+        task = asyncio.get_running_loop().create_task(self._begin_serving(client, served, protocol))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _begin_serving(self, client: socket.socket, served: Served, protocol: StickyProtocol) -> None:
+        refusal = await self._admit(served) if self.admits else None
+        if refusal and not (served.info.unread or self.cfg.is_ssl) and is_silent(client.fileno()):
+            client.close()
+            self.disconnected(served)
+            return
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
+        except (OSError, asyncio.TimeoutError) as error:  # of TLS, or the client has gone
+            self.log.debug("A connection has failed: %s", error)
+            client.close()
+            self.disconnected(served)
+            return
+        if refusal:
+            protocol.refuse(refusal)
+
+    def _new_protocol(self, served: Served) -> StickyProtocol:
+        """Return what serves a connection."""
+        raise NotImplementedError
+
+    def application(self, served: Served) -> Any:
+        """Return the ASGI application, as a connection's requests are to see it."""
+        return asgi.with_affinity(self._application, served, self.slot, self._headers)
+
+    def disconnected(self, served: Served) -> None:
+        """A connection has ended."""
+        if self._protocols.pop(served, None) is None:
+            return
+        self.load.disconnected(served)
+        for inbox in self._inboxes:
+            inbox.start()
+
+    def count_request(self) -> None:
+        """A request has been served: end after the last one, as Gunicorn's own workers do."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+
+    def give_back(self, fd: int, info: ConnectionInfo) -> bool:
+        """Give a connection back for routing, and return whether there was room for it."""
+        assert self._seat
+        return self._seat.returns.send(fd, info) is None
+
+    async def _admit(self, served: Served) -> Refusal | None:
+        """Call the hook and wait for the release, or return why not to serve a connection."""
+        released = Released()
+        seconds = self.cfg.sticky_sync_timeout if self.cfg.sticky_sync else None
+        connection = self.connection(served, Listener(served.info.listener), released)
+
+        async def admit() -> None:
+            result = self.cfg.sticky_connection(self, connection)
+            if inspect.isawaitable(result):
+                await result
+            if self.cfg.sticky_sync:
+                await released.wait()
+
+        try:
+            await asyncio.wait_for(admit(), seconds)
+        except asyncio.TimeoutError:
+            return NOT_RELEASED.because(event=self.cfg.sticky_sync_event, seconds=seconds)
+        except Exception:
+            self.log.exception("Exception in the sticky_connection hook")
+            return HOOK_FAILED
+        return None
