@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .workers.asgi_worker import ASGIStickyWorker as ASGIStickyWorker
     from .workers.connection import Connection as Connection
     from .workers.gevent_worker import GeventStickyWorker as GeventStickyWorker
+    from .workers.thread_worker import ThreadStickyWorker as ThreadStickyWorker
     from .workers.uvicorn_worker import UvicornStickyWorker as UvicornStickyWorker
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ClusterManager",
     "Connection",
     "GeventStickyWorker",
+    "ThreadStickyWorker",
     "UvicornStickyWorker",
     "__version__",
     "session_id",
@@ -31,6 +33,7 @@ _HOMES = {
     "ClusterManager": "broadcast.manager",
     "Connection": "workers.connection",
     "GeventStickyWorker": "workers.gevent_worker",
+    "ThreadStickyWorker": "workers.thread_worker",
     "UvicornStickyWorker": "workers.uvicorn_worker",
     "session_id": "sessions.minting",
 }

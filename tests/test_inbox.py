@@ -16,7 +16,7 @@ from gevent.pool import Pool
 from gunicorn_sticky.shared.board import Board, {phase} as PHASE
 from gunicorn_sticky.shared.channel import Channel, ConnectionInfo
 from gunicorn_sticky.workers.drain import Intake
-from gunicorn_sticky.workers.gevent_inbox import Inbox, InboxServer
+from gunicorn_sticky.workers.gevent_inbox import GeventInbox, InboxServer
 
 ours, theirs = socket.socketpair()
 channel, board = Channel(), Board()
@@ -25,7 +25,7 @@ assert channel.send(theirs.fileno(), ConnectionInfo("", "", "key")) is None
 theirs.close()
 seat = types.SimpleNamespace(board=board, is_active=lambda: True)
 intake = Intake(seat, is_own=False, last_call=1.0, last_served=lambda: 0.0)
-server = InboxServer(Inbox(channel), intake, handle=lambda client, info: client.sendall(b"served"), spawn=Pool(1))
+server = InboxServer(GeventInbox(channel), intake, handle=lambda client, info: client.sendall(b"served"), spawn=Pool(1))
 server.start()
 server.do_handle(*server.do_read())
 server.close()

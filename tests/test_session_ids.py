@@ -140,7 +140,7 @@ def test_session_id_outside_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
 
 def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
     minted = Metrics().worker(0).minted
-    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted))
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted.inc))
     assert session_id("mine") == Ids(SECRET).tag("mine", 9)
     assert len(session_id()) == 22 + TAG
     assert session_id() != session_id()
@@ -150,7 +150,7 @@ def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_id_is_tagged_once_for_its_worker(monkeypatch: pytest.MonkeyPatch):
     minted = Metrics().worker(0).minted
-    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted))
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted.inc))
     mine, others = Ids(SECRET).tag("mine", 9), Ids(SECRET).tag("mine", 8)
     assert own_id("größe") == Ids(SECRET).tag("größe", 9)
     assert own_id(mine) == mine

@@ -390,6 +390,52 @@ CASES: dict[str, Check] = {
     "gunicorn.workers.ggevent.GeventWorker.init_process": all_of(takes("self"), uses("patch", "reinit")),
     "gunicorn.workers.ggevent.GeventWorker.notify": takes("self"),
     "gunicorn.workers.ggevent.GeventWorker.handle_usr1": takes("self", "sig", "frame"),
+    "gunicorn.workers.gthread.ThreadWorker.__init__": all_of(
+        takes("self", "args", "kwargs"), stores("nr_conns", "keepalived_conns", "method_queue", "_accepting")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.run": all_of(
+        takes("self"),
+        uses(
+            "set_accept_enabled",
+            "_accepting",
+            "nr_conns",
+            "alive",
+            "notify",
+            "wait_for_and_dispatch_events",
+            "graceful_timeout",
+            "sockets",
+        ),
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.init_process": all_of(
+        takes("self"), uses("get_thread_pool", "method_queue"), stores("tpool", "poller")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.get_thread_pool": takes("self"),
+    "gunicorn.workers.gthread.ThreadWorker.handle_exit": all_of(takes("self", "sig", "frame"), uses("alive", "defer")),
+    "gunicorn.workers.gthread.ThreadWorker.set_accept_enabled": takes("self", "enabled"),
+    "gunicorn.workers.gthread.ThreadWorker.wait_for_and_dispatch_events": all_of(
+        takes("self", "timeout"), uses("poller", "select", "data", "fileobj")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.accept": takes("self", "listener"),
+    "gunicorn.workers.gthread.ThreadWorker.enqueue_req": all_of(
+        takes("self", "conn"), uses("submit", "handle", "add_done_callback", "defer", "finish_request")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.handle": all_of(
+        takes("self", "conn"), uses("init", "parser", "next", "handle_request", "StopIteration")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.handle_request": uses("max_requests", "nr", "alive"),
+    "gunicorn.workers.gthread.ThreadWorker.finish_request": all_of(
+        takes("self", "conn", "fs"), uses("keepalived_conns", "on_client_socket_readable", "nr_conns", "close")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.on_client_socket_readable": all_of(
+        takes("self", "conn", "client"), uses("poller", "unregister", "keepalived_conns", "enqueue_req")
+    ),
+    "gunicorn.workers.gthread.ThreadWorker.murder_keepalived": uses("keepalived_conns", "nr_conns", "close"),
+    "gunicorn.workers.gthread.PollableMethodQueue.defer": takes("self", "callback", "args"),
+    "gunicorn.workers.gthread.TConn.__init__": all_of(
+        takes("self", "cfg", "sock", "client", "server"), stores("parser", "initialized")
+    ),
+    "gunicorn.workers.gthread.TConn.init": all_of(takes("self"), uses("setblocking", "parser"), stores("initialized")),
+    "gunicorn.workers.gthread.TConn.close": takes_first("self"),
     "gunicorn.http.parser.RequestParser.mesg_class": is_subclass_of("gunicorn.http.message.Request"),
     "gunicorn.http.parser.Parser.__next__": uses("mesg_class", "req_count", "unreader", "source_addr"),
     "gunicorn.http.message.Request.__init__": all_of(

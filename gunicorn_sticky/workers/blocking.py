@@ -1,58 +1,24 @@
-"""What kinds have in common that read with blocking calls, by Gunicorn's own parser, and serve WSGI: all but asyncio's.
+"""What kinds have in common that stay with a connection, by blocking calls, until it ends.
 
-Where a kind is gevent's, `threading` and `time` are gevent's as well, so that only a greenlet waits.
+Where a kind is gevent's, `time` is gevent's as well, so that only a greenlet waits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gunicorn.http.parser import RequestParser
-
-from ..shared.refusals import FULL_DISPATCHER, HOOK_FAILED, LINGER, NOT_RELEASED, Refusal, is_silent
-from . import response, wsgi
+from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
 from .connection import Listener
-from .core import StickyWorker
 from .gate import NEED_MORE, SERVE, HandOver, LaterHead
-from .parser import request_class
 from .served import Served
-
-if TYPE_CHECKING:
-    from .seat import Seat
-
-#: Seconds to wait, and between two tries, if the channel to the dispatcher is full.
-HAND_OVER = 30.0
-RETRY = 0.005
-#: After so many looks at a head that arrives in pieces, seconds between two of them.
-LOOKS = 16
-SLOW = 0.1
+from .wsgi_worker import HAND_OVER, LOOKS, RETRY, SLOW, WSGIStickyWorker
 
 
-class BlockingStickyWorker(StickyWorker):
+class BlockingStickyWorker(WSGIStickyWorker):
     """The base of such kinds: they call `_handle` for each connection that they have taken."""
-
-    wsgi: Any
-
-    def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
-        #: By the client's socket.
-        self._served: dict[Any, Served] = {}
-        super().__init__(*args, seat=seat, **kwargs)
-
-    def _begin(self, seat: Seat) -> None:
-        super()._begin(seat)
-        if not self.cfg.is_ssl:  # by address then, and what TLS knows of the connection could not be handed over
-            RequestParser.mesg_class = request_class(self._served.get, self._before_request, self._after_request)
-
-    def load_wsgi(self) -> None:
-        """Load the application, and let it see slot and key."""
-        super().load_wsgi()  # type: ignore[misc]
-        if self._seat:
-            headers = response.header_fields(self.cfg, self._seat)
-            self.wsgi = wsgi.with_affinity(self.wsgi, self._served.get, self.slot, headers)
 
     def _handle(self, client: Any, info: Any) -> None:
         """Serve one connection."""
@@ -60,8 +26,11 @@ class BlockingStickyWorker(StickyWorker):
         self.load.connected(served)
         listener = Listener(info.listener)
         try:
-            if not self.admits or self._admit(served, client, listener):
+            refusal = self._call_hook(served, listener) if self.admits else None
+            if refusal is None:
                 self.handle(listener, client, info.address)  # type: ignore[attr-defined]
+            elif info.unread or self.cfg.is_ssl or not is_silent(client.fileno()):
+                self._refuse(client, served, refusal)
         finally:
             del self._served[client]
             self.load.disconnected(served)
@@ -72,24 +41,13 @@ class BlockingStickyWorker(StickyWorker):
         Raises:
             StopIteration: the request is not for this worker, or refused
         """
-        if not self.may_serve():
-            raise StopIteration
-        if number > 1:
+        is_first = number == 1
+        number = super()._before_request(served, unreader, number)
+        if not is_first:
             self.load.waits(served)
             self._check(unreader, served)
             self.load.goes_on(served)
-        elif served.info.unread:
-            unreader.unread(served.info.unread)
-        # Only the first request may follow a PROXY header, and a connection that was handed over has none left.
-        return number + 1 if served.info.unread else number
-
-    def _after_request(self, served: Served, request: Any) -> None:
-        """Count a request, and carry what the PROXY header of the connection said, to here and to the next worker."""
-        self.load.requested(served)
-        if request.proxy_protocol_info:
-            served.proxy = request.proxy_protocol_info
-        elif served.proxy:
-            request.proxy_protocol_info = served.proxy
+        return number
 
     def _check(self, unreader: Any, served: Served) -> None:
         """Read the head of the next request, and go on only if it is this worker's.
@@ -149,29 +107,6 @@ class BlockingStickyWorker(StickyWorker):
     def _pause(self, seconds: float) -> None:
         """Let all others have their turn."""
         time.sleep(seconds)
-
-    def _time_limit(self, seconds: float | None) -> contextlib.AbstractContextManager[object]:
-        """Return what ends a block, without an exception, after some seconds: only some kinds can interrupt a hook."""
-        return contextlib.nullcontext()
-
-    def _admit(self, served: Served, client: Any, listener: Listener) -> bool:
-        """Call the hook and wait for the release, or answer the connection here and return False."""
-        released = threading.Event()
-        seconds = self.cfg.sticky_sync_timeout if self.cfg.sticky_sync else None
-        try:
-            with self._time_limit(seconds):
-                connection = self.connection(served, listener, released)
-                self.cfg.sticky_connection(self, connection)
-                if not self.cfg.sticky_sync or connection.wait(seconds):
-                    return True
-        except Exception:
-            self.log.exception("Exception in the sticky_connection hook")
-            refusal = HOOK_FAILED
-        else:
-            refusal = NOT_RELEASED.because(event=self.cfg.sticky_sync_event, seconds=seconds)
-        if served.info.unread or self.cfg.is_ssl or not is_silent(client.fileno()):
-            self._refuse(client, served, refusal)
-        return False
 
     def _refuse(self, client: Any, served: Served, refusal: Refusal) -> None:
         """Answer in the place of the application, and linger before the caller closes, see shared/refusals.py."""

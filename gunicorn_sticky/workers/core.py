@@ -52,6 +52,8 @@ class StickyWorker:
     tmp: Any
     nr: int
     max_requests: int
+    #: What counts for it.
+    load_class: type[Load] = Load
 
     def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
         if seat is None and sys.platform == "linux":
@@ -63,6 +65,8 @@ class StickyWorker:
         self._has_been_active = False
         #: Whether this process has been forked by a worker, and is none.
         self._is_child = False
+        #: Whether it has reached max_requests; and whether it has been told to end.
+        self._is_spent = self._is_told = False
         super().__init__(*args, **kwargs)
         self._seat = seat
         self.slot = seat.slot if seat else 0
@@ -101,9 +105,10 @@ class StickyWorker:
 
     @alive.setter
     def alive(self, value: bool) -> None:
-        if not value and self._seat and self.nr >= self.max_requests:
-            # max_requests: the slot would stand still until a successor has booted, so go on until then.
-            self._flags[1] = True
+        if not value and self._seat and not self._is_told and (self._is_spent or self.nr >= self.max_requests):
+            # max_requests: the slot would stand still until a successor has booted, so go on until then. Several
+            # threads may say so, also when it does not show in max_requests any more.
+            self._is_spent = self._flags[1] = True
             self.max_requests = sys.maxsize
             return
         self._flags[0] = value
@@ -118,7 +123,7 @@ class StickyWorker:
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Drain on SIGTERM, also in the very moment when max_requests has been reached."""
-        self.max_requests = sys.maxsize
+        self._is_told = True
         super().handle_exit(sig, frame)  # type: ignore[misc]
 
     def init_process(self) -> None:
@@ -134,14 +139,14 @@ class StickyWorker:
         os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
         affinity = configuration.affinity(self.cfg)
         self.gate = Gate(reader(affinity, seat.secret, refuser(self.cfg)), seat, lambda: not self.alive)
-        self.load = Load(seat, affinity.by_session)
+        self.load = self.load_class(seat, affinity.by_session)
         self._limited = LimitedLog(self.log)
         self._traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
         #: Whether anybody wants to see a connection before its first request.
         self.admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
         seat.metrics.pid.set(os.getpid())
         if affinity.by_session:
-            current.minter = Minter(Ids(seat.secret), seat.owner, seat.metrics.minted)
+            current.minter = Minter(Ids(seat.secret), seat.owner, self.load.minted)
             engineio.own_ids()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child

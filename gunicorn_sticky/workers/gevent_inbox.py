@@ -1,4 +1,4 @@
-"""The inbox: what a worker has in the place of a listening socket, and gevent's server over it.
+"""gevent's server over an inbox.
 
 Nothing else of Gunicorn's gevent worker has to change: pool, back-pressure, TLS and graceful stop are as they are.
 """
@@ -9,30 +9,23 @@ import contextlib
 import contextvars
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 
 from .drain import POLL, Intake
-
-if TYPE_CHECKING:
-    from ..shared.channel import Channel
+from .inbox import Inbox, family
 
 #: Seconds after which a greenlet that serves one connection after the other lets the rest of the worker run.
 TURN = 0.005
 
 
-class Inbox:
-    """The receiving end of a channel, in the place of a listening socket."""
+class GeventInbox(Inbox):
+    """An inbox as gevent knows a listener."""
 
     family = -1
-
-    def __init__(self, channel: Channel) -> None:
-        self.receive = channel.receive
-        self.fileno = channel.fileno
-        self.close = channel.close
 
     def accept(self) -> None:
         """What gevent knows a listener by; connections are taken by `InboxServer.do_read`."""
@@ -41,9 +34,6 @@ class Inbox:
     def getsockname(self) -> str:
         """Return what gevent calls the server's address."""
         return "inbox"
-
-    def setblocking(self, flag: bool) -> None:
-        """Do nothing: receiving never blocks."""
 
 
 class InboxServer(StreamServer):  # type: ignore[misc]
@@ -69,11 +59,7 @@ class InboxServer(StreamServer):  # type: ignore[misc]
         if received is None:
             return None
         fd, info = received
-        if not isinstance(info.listener, tuple):
-            family = socket.AF_UNIX
-        else:
-            family = socket.AF_INET if len(info.listener) == 2 else socket.AF_INET6
-        return GeventSocket(family, socket.SOCK_STREAM, 0, fileno=fd), info
+        return GeventSocket(family(info), socket.SOCK_STREAM, 0, fileno=fd), info
 
     def do_handle(self, *taken: Any) -> None:
         """Serve a connection in a greenlet of the pool."""

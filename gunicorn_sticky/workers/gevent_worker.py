@@ -16,7 +16,7 @@ from ..sessions.gevent_websocket import use_simple_websocket
 from ..shared import current, logs
 from ..shared.unpatched import socketpair
 from .blocking import BlockingStickyWorker
-from .gevent_inbox import Inbox, InboxServer, OwnInboxServer
+from .gevent_inbox import GeventInbox, InboxServer, OwnInboxServer
 
 if TYPE_CHECKING:
     from .seat import Seat
@@ -36,7 +36,7 @@ class GeventStickyWorker(BlockingStickyWorker, GeventWorker):  # type: ignore[mi
         self._accepting: list[StreamServer] = []
         super().__init__(*args, seat=seat, **kwargs)
         if seat:
-            self.sockets = [Inbox(channel) for channel in (seat.channel, seat.own_channel) if channel]
+            self.sockets = [GeventInbox(channel) for channel in (seat.channel, seat.own_channel) if channel]
             self.server_class = self._new_server
 
     # --- its life ---
@@ -88,7 +88,7 @@ class GeventStickyWorker(BlockingStickyWorker, GeventWorker):  # type: ignore[mi
 
     # --- its connections ---
 
-    def _new_server(self, inbox: Inbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
+    def _new_server(self, inbox: GeventInbox, *, spawn: Any, **kwargs: Any) -> InboxServer:
         """Make what `GeventWorker.run` calls a server class: of its arguments for pywsgi, only TLS concerns us."""
         assert self._seat
         ssl_args = {name: kwargs[name] for name in ("ssl_context",) if name in kwargs}

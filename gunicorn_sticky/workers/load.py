@@ -57,6 +57,10 @@ class Load:
         if self._by_session and served.key != self._seat.owner:
             self._seat.board.give(self._seat.number, REQUEST)
 
+    def minted(self) -> None:
+        """A session id has been made."""
+        self._metrics.minted.inc()
+
     def handed_over(self) -> None:
         """A connection is on its way to another worker."""
         self._metrics.handed_over.inc()

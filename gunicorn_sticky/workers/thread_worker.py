@@ -1,0 +1,474 @@
+"""The threads kind: Gunicorn's threaded worker, which takes its connections from channels, not from listeners.
+
+A thread has a connection for as long as it serves a request. All else is done in the loop, which waits for nobody: it
+takes connections, if a thread is free; reads what comes on kept-alive ones until it is decided where that belongs;
+hands them over; refuses; and lingers. So neither who sends half a head nor who does not read holds a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from selectors import EVENT_READ
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import util
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers.gthread import ThreadWorker
+
+from ..shared import logs
+from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
+from ..shared.unpatched import socketpair
+from .connection import Listener
+from .drain import POLL, Intake
+from .gate import NEED_MORE, SERVE, HandOver, LaterHead
+from .inbox import Inbox, family
+from .load import Load
+from .served import Served
+from .thread_connection import Deadlines, ThreadConnection
+from .thread_pool import DaemonPool
+from .wsgi_worker import HAND_OVER, LOOKS, RETRY, SLOW, WSGIStickyWorker
+
+if TYPE_CHECKING:
+    from .seat import Seat
+
+#: Seconds between two signs of life.
+SIGN = 0.5
+#: Seconds that a new connection may be silent, beside Gunicorn's `keepalive`, as in Gunicorn.
+SILENCE = 5.0
+#: Seconds to wait if there are no descriptors left.
+NO_FILES = 0.1
+
+
+class ThreadLoad(Load):
+    """What a worker is busy with, counted by several threads."""
+
+    def __init__(self, seat: Seat, by_session: bool) -> None:
+        #: Also held by who forks: a child has no use for a lock that another thread holds.
+        self.lock = threading.Lock()
+        super().__init__(seat, by_session)
+
+    def requested(self, served: Served) -> None:
+        """The head of a request has been parsed."""
+        with self.lock:
+            super().requested(served)
+
+    def minted(self) -> None:
+        """A session id has been made."""
+        with self.lock:
+            super().minted()
+
+    def _change(self, difference: int) -> None:
+        with self.lock:
+            super()._change(difference)
+
+
+class ThreadInbox(Inbox):
+    """An inbox, and what the loop has to do with it."""
+
+    intake: Intake
+    is_watched = False
+
+
+class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
+    """A worker class for ``-k``: Gunicorn's threaded worker (``gthread``) with sticky sessions.
+
+    Raises:
+        gunicorn.errors.HaltServer: made by an arbiter that is not ours
+    """
+
+    load_class = ThreadLoad
+    load: ThreadLoad
+    sockets: list[ThreadInbox]
+
+    def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, seat=seat, **kwargs)
+        if seat:
+            self.sockets = [ThreadInbox(channel) for channel in (seat.channel, seat.own_channel) if channel]
+        #: Threads that have a connection, and connections that wait for a thread.
+        self._busy = 0
+        #: When the next sign of life is due.
+        self._next_sign = 0.0
+        self._drains = False
+        #: The inboxes that a worker which drains stays for: each counts as a connection.
+        self._stays_for: list[ThreadInbox] = []
+
+    # --- its life ---
+
+    def _begin(self, seat: Seat) -> None:
+        super()._begin(seat)
+        cfg = self.cfg
+        #: Whether later requests can be handed over.
+        self._has_gate = not cfg.is_ssl
+        self._silent = Deadlines[ThreadConnection](SILENCE + cfg.keepalive, self._drop)
+        self._heads = Deadlines[ThreadConnection](cfg.sticky_header_timeout, self._refuse_slow)
+        self._slow = Deadlines[ThreadConnection](SLOW, self._watch_head)
+        self._lingering = Deadlines[ThreadConnection](LINGER, self._close)
+        self._returning = Deadlines[functools.partial[None]](RETRY, lambda again: again())
+        self._no_files = Deadlines[ThreadInbox](NO_FILES, lambda _: self._watch_inboxes())
+        waiting = (self._silent, self._heads, self._slow, self._lingering, self._returning, self._no_files)
+        self._waiting: tuple[Deadlines[Any], ...] = waiting
+
+    def run(self) -> None:
+        """Serve (`gunicorn.workers.gthread.ThreadWorker.run`)."""
+        if not self._seat:
+            super().run()
+            return
+        for inbox in self.sockets:
+            inbox.intake = self.intake(is_own=inbox is not self.sockets[0])
+        self.activate()
+        super().run()
+        if self._busy:
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+
+    def get_thread_pool(self) -> DaemonPool:
+        """Return the threads (`gunicorn.workers.gthread.ThreadWorker.get_thread_pool`)."""
+        return DaemonPool(self.cfg.threads)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Drain on SIGTERM, also if the arbiter has said so already, where Gunicorn's would neither say so nor wake."""
+        super().handle_exit(sig, frame)
+        self.alive = False
+        self.method_queue.defer(lambda: None)
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """Reopen the logs, as `gunicorn.workers.base.Worker.handle_usr1` does, if that is possible."""
+        self.method_queue.defer(logs.reopen, self.log)
+
+    def notify(self) -> None:
+        """Show that this worker is alive, if that is due; Gunicorn's loop calls this at each of its turns."""
+        now = time.monotonic()
+        if now >= self._next_sign:
+            self._next_sign = now + SIGN
+            super().notify()
+
+    def _persist(self, seat: Seat) -> None:
+        super()._persist(seat)
+        self._watch_inboxes()
+
+    # --- its loop ---
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Do one turn of the loop, and what has become due."""
+        if not self._seat:
+            super().wait_for_and_dispatch_events(timeout)
+            return
+        if self._stays_for:
+            timeout = min(timeout, POLL)
+        end = min([time.monotonic() + timeout, *(first for waiting in self._waiting if (first := waiting.first()))])
+        super().wait_for_and_dispatch_events(max(end - time.monotonic(), 0))
+        now = time.monotonic()
+        for waiting in self._waiting:
+            waiting.expire(now)
+        if self._drains:
+            self._drain()
+            self.notify()  # older Gunicorns do not
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Take connections from now on, or no more; at the end, begin to drain."""
+        if not self._seat:
+            super().set_accept_enabled(enabled)
+            return
+        self._accepting = enabled
+        if not self.alive and not self._drains:
+            self._drains = True
+            now = time.monotonic()
+            for inbox in self.sockets:
+                inbox.intake.drain(now)
+            self._stays_for = list(self.sockets)
+            self.nr_conns += len(self._stays_for)
+        self._watch_inboxes()
+
+    def _drain(self) -> None:
+        """Look into the inboxes that this worker stays for."""
+        for inbox in list(self._stays_for):
+            if not inbox.intake.goes_on(time.monotonic()):
+                self._stays_for.remove(inbox)
+                self.nr_conns -= 1
+                continue
+            while self._is_open(inbox):
+                if not self._take(inbox):
+                    inbox.intake.took_all()
+                    break
+        self._watch_inboxes()
+
+    def _watch(self, conn: ThreadConnection, react: Callable[[ThreadConnection], None]) -> None:
+        """Let something be done when there is something to be read, or the client has gone."""
+
+        def readable(client: Any) -> None:
+            self.poller.unregister(client)
+            react(conn)
+
+        try:
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, EVENT_READ, readable)
+        except (OSError, ValueError):  # closed
+            self._drop(conn)
+
+    def _unwatch(self, conn: ThreadConnection) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self.poller.unregister(conn.sock)
+
+    # --- its inboxes ---
+
+    def _watch_inboxes(self) -> None:
+        """Let those be watched that connections are to be taken from now."""
+        for inbox in self.sockets:
+            if (is_open := self._is_open(inbox)) != inbox.is_watched:
+                inbox.is_watched = is_open
+                if is_open:
+                    self.poller.register(inbox, EVENT_READ, self.accept)
+                else:
+                    self.poller.unregister(inbox)
+
+    def _is_open(self, inbox: ThreadInbox) -> bool:
+        # While all threads are busy, the others wait in the channel, where the dispatcher sees them.
+        if self._busy >= self.cfg.threads or not (self._accepting or self._drains) or inbox in self._no_files:
+            return False
+        return inbox.intake.may_take()
+
+    def accept(self, inbox: Any) -> None:
+        """Take a connection from an inbox; Gunicorn's loop calls this when there is one."""
+        if not self._seat:
+            super().accept(inbox)
+            return
+        if self._is_open(inbox):
+            self._take(inbox)
+        self._watch_inboxes()
+
+    def _take(self, inbox: ThreadInbox) -> bool:
+        """Take a connection, and return whether there may be more."""
+        try:
+            with self.load.lock:  # a child that is forked now would keep what nobody knows of
+                received = inbox.receive()
+                if received is None:
+                    return False
+                fd, info = received
+                conn = ThreadConnection(self, socket.socket(family(info), socket.SOCK_STREAM, 0, fd), info)
+                self._served[conn.sock] = conn
+        except OSError:
+            self._no_files.add(inbox)
+            return True
+        self.nr_conns += 1
+        self.load.connected(conn)
+        if not info.unread and is_silent(fd):
+            self._silent.add(conn)
+            self._watch(conn, self._hear)
+        else:
+            self._serve(conn)
+        return True
+
+    # --- its connections ---
+
+    def _hear(self, conn: ThreadConnection) -> None:
+        """The first bytes of a connection have come, or its end."""
+        self._silent.discard(conn)
+        if is_silent(conn.sock.fileno()):
+            self._drop(conn)
+        else:
+            self._serve(conn)
+
+    def _serve(self, conn: ThreadConnection) -> None:
+        """Let a thread serve the next request."""
+        if not conn.busy:
+            self.load.goes_on(conn)
+        self.enqueue_req(conn)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Give a connection to a thread, as soon as there is one (`ThreadWorker.enqueue_req`)."""
+        self._busy += 1
+        super().enqueue_req(conn)
+
+    def begin(self, conn: ThreadConnection) -> Refusal | None:
+        """Prepare, in a thread, what a connection needs before its first request, and return how to refuse it."""
+        self._served[conn.sock] = conn  # TLS has changed that
+        return self._call_hook(conn, Listener(conn.server)) if self.admits else None
+
+    def handle(self, conn: Any) -> Any:
+        """Serve a request, in a thread."""
+        try:
+            return super().handle(conn)
+        finally:
+            if self._is_child:
+                # The application has forked, and the child comes back to us, where nothing is left for it to do.
+                sys.stdout.flush()
+                os._exit(0)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """A thread has done with a connection (`ThreadWorker.finish_request`)."""
+        self._busy -= 1
+        if not self._seat:
+            super().finish_request(conn, fs)
+            return
+        if not fs.cancelled() and fs.exception() is None and fs.result():
+            self.load.waits(conn)
+            if conn.parser.unreader.buf.getvalue():
+                self._look(conn)
+                self._watch_inboxes()
+                return
+        elif conn.refusal:
+            self._refuse(conn, conn.refusal)
+        super().finish_request(conn, fs)
+        self._watch_inboxes()
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        """The next request comes on a kept-alive connection, or its end."""
+        if not self._seat:
+            super().on_client_socket_readable(conn, client)
+            return
+        self.poller.unregister(client)
+        self.keepalived_conns.remove(conn)
+        self._look(conn)
+
+    def _look(self, conn: ThreadConnection) -> None:
+        """Look at the head of the next request, and go on only if it is this worker's."""
+        if not self._has_gate or not isinstance(conn.parser, RequestParser):
+            self._serve(conn)
+            return
+        try:
+            data = conn.parser.unreader.read()
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
+        if data == b"":
+            self._drop(conn)
+            return
+        head = conn.head or LaterHead(self.gate, conn)
+        decision = head.feed(data) if data else NEED_MORE
+        if decision is NEED_MORE:
+            self._wait_for_head(conn, head)
+            return
+        self._heads.discard(conn)
+        conn.head, conn.looks = None, 0
+        if decision is SERVE:
+            conn.parser.unreader.unread(bytes(head.data))
+            self._serve(conn)
+        elif isinstance(decision, HandOver):
+            self.explain(conn, decision)
+            self._hand_over(conn, decision, bytes(head.data), time.monotonic() + HAND_OVER)
+        elif isinstance(decision, Refusal):
+            self._refuse(conn, decision)
+            self._drop(conn)
+
+    def _wait_for_head(self, conn: ThreadConnection, head: LaterHead) -> None:
+        """Look again when more has arrived; after some looks, ten times a second only."""
+        if conn.head is None:
+            conn.head = head
+            self._heads.add(conn)
+        conn.looks += 1
+        if conn.looks < LOOKS:
+            self._watch_head(conn)
+        else:
+            self._slow.add(conn)
+
+    def _watch_head(self, conn: ThreadConnection) -> None:
+        self._watch(conn, self._look)
+
+    def _refuse_slow(self, conn: ThreadConnection) -> None:
+        assert conn.head
+        if conn.head.data:
+            self._refuse(conn, conn.head.expire(self.cfg.sticky_header_timeout))
+        self._drop(conn)
+
+    def _hand_over(self, conn: ThreadConnection, decision: HandOver, head: bytes, deadline: float) -> None:
+        """Give the connection back for routing; in a moment, if the channel is full."""
+        assert self._seat
+        info = conn.info._replace(key=decision.key, unread=head, proxy=conn.proxy)
+        if self._seat.returns.send(conn.sock.fileno(), info) is None:
+            self.load.handed_over()
+        elif time.monotonic() < deadline:
+            self._returning.add(functools.partial(self._hand_over, conn, decision, head, deadline))
+            return
+        else:
+            self._refuse(conn, FULL_DISPATCHER)
+        self._drop(conn)
+
+    def _refuse(self, conn: ThreadConnection, refusal: Refusal) -> None:
+        """Answer in the place of the application; closing it is the caller's."""
+        self.note_refusal(conn, refusal)
+        with contextlib.suppress(OSError):
+            conn.sock.setblocking(False)
+            conn.sock.send(refusal.response())
+            conn.lingers = True
+
+    # --- their end ---
+
+    def _drop(self, conn: ThreadConnection) -> None:
+        """Close a connection that no thread has, and that is neither idle nor lingering."""
+        self.nr_conns -= 1
+        conn.close()
+
+    def let_go(self, conn: ThreadConnection, graceful: bool) -> None:
+        """Close a connection so that what was answered arrives, if that is asked for; do not wait for it here."""
+        self._unwatch(conn)
+        for deadlines in (self._silent, self._heads, self._slow):
+            deadlines.discard(conn)
+        self.load.disconnected(conn)
+        if graceful or conn.lingers:
+            self._linger(conn)
+        else:
+            self._forget(conn)
+
+    def _linger(self, conn: ThreadConnection) -> None:
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, EVENT_READ, functools.partial(self._discard, conn))
+        except (OSError, ValueError):  # the client has gone
+            self._forget(conn)
+            return
+        self.nr_conns += 1
+        self._lingering.add(conn)
+
+    def _discard(self, conn: ThreadConnection, client: Any) -> None:
+        try:
+            if client.recv(65536):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._lingering.discard(conn)
+        self._close(conn)
+
+    def _close(self, conn: ThreadConnection) -> None:
+        """Close a connection that has lingered."""
+        self._unwatch(conn)
+        self.nr_conns -= 1
+        self._forget(conn)
+
+    def _forget(self, conn: ThreadConnection) -> None:
+        # Without shutdown(), which would reach whoever it has been handed over to.
+        for client in (conn.sock, conn.client_socket):
+            self._served.pop(client, None)
+            util.close(client)
+
+    # --- its children ---
+
+    def _before_fork(self) -> None:
+        self.load.lock.acquire()
+        super()._before_fork()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self.load.lock.release()
+
+    def _abandon(self) -> None:
+        # These handlers would have told the loop, which a child has not got.
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGABRT):
+            if signal.getsignal(number) in (self.handle_exit, self.handle_quit, self.handle_abort):
+                signal.signal(number, signal.SIG_DFL)
+        nobody, end = socketpair()
+        end.close()
+        for client in self._served:
+            if client.fileno() >= 0:  # else closed
+                os.dup2(nobody.fileno(), client.fileno(), inheritable=False)
+        nobody.close()
