@@ -559,7 +559,7 @@ def test_each_private_name_of_others_has_a_case():
     of_self: set[str] = set()
     of_others: set[str] = set()
     for node in sources():
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             defined.add(node.name)
         elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
             if not isinstance(node.value, ast.Name):

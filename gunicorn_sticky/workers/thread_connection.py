@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn
@@ -15,9 +15,18 @@ from .served import Served
 
 if TYPE_CHECKING:
     from ..shared.channel import ConnectionInfo
-    from .thread_worker import ThreadStickyWorker
 
 T = TypeVar("T")
+
+
+class Worker(Protocol):
+    """Who serves connections: thread_worker.py."""
+
+    cfg: Any
+
+    def begin(self, conn: ThreadConnection) -> Refusal | None: ...
+
+    def let_go(self, conn: ThreadConnection, graceful: bool) -> None: ...
 
 
 class ThreadConnection(TConn, Served):  # type: ignore[misc]
@@ -31,7 +40,7 @@ class ThreadConnection(TConn, Served):  # type: ignore[misc]
 
     initialized: bool
 
-    def __init__(self, worker: ThreadStickyWorker, client: Any, info: ConnectionInfo) -> None:
+    def __init__(self, worker: Worker, client: Any, info: ConnectionInfo) -> None:
         Served.__init__(self, info)
         TConn.__init__(self, worker.cfg, client, info.address, info.listener)
         self._worker = worker
