@@ -9,6 +9,7 @@ from ._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .broadcast.asyncio_manager import AsyncClusterManager as AsyncClusterManager
     from .broadcast.manager import ClusterManager as ClusterManager
     from .sessions.minting import session_id as session_id
     from .workers.asgi_worker import ASGIStickyWorker as ASGIStickyWorker
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASGIStickyWorker",
+    "AsyncClusterManager",
     "ClusterManager",
     "Connection",
     "GeventStickyWorker",
@@ -30,6 +32,7 @@ __all__ = [
 
 _HOMES = {
     "ASGIStickyWorker": "workers.asgi_worker",
+    "AsyncClusterManager": "broadcast.asyncio_manager",
     "ClusterManager": "broadcast.manager",
     "Connection": "workers.connection",
     "GeventStickyWorker": "workers.gevent_worker",

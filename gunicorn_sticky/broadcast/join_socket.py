@@ -94,8 +94,16 @@ class JoinSocket:
         """
         # The end of the connection tells the program to ask again, another worker or another server.
         with contextlib.suppress(OSError):
-            socket.send_fds(client, [_GREETING], cluster.fds())
+            self.greet(client, cluster)
             client.recv(1)
+
+    def greet(self, client: Any, cluster: Cluster) -> None:
+        """Send a program what makes it a member.
+
+        Raises:
+            OSError: it has gone, or it does not read
+        """
+        socket.send_fds(client, [_GREETING], cluster.fds())
 
 
 def _is_free(path: str, replace: bool) -> bool:

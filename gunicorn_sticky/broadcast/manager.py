@@ -15,35 +15,16 @@ from .cluster import Cluster
 from .join_socket import Member
 
 
-def _at_home(name: str) -> Callable[..., Any]:
-    """Return a method of python-socketio's managers: that of the default one where there is nobody to talk to."""
-    shared, alone = getattr(PubSubManager, name), getattr(Manager, name)
+class Peers:
+    """What the managers for threads, greenlets and asyncio have in common: whom they tell, and in what form.
 
-    @functools.wraps(shared)
-    def method(self: ClusterManager, *args: Any, **kwargs: Any) -> Any:
-        return (alone if self._peers is None else shared)(self, *args, **kwargs)
-
-    return method
-
-
-class ClusterManager(PubSubManager):  # type: ignore[misc]
-    """Lets the Socket.IO servers of all workers of a Gunicorn act as one, on one machine.
-
-    It does what `socketio.RedisManager` does, without Redis. In a process that is no worker of ours it is like
-    `socketio.Manager`, python-socketio's default.
-
-    Args:
-        path: of the socket that the setting ``sticky_cluster_socket`` names, for `write_only`
-        channel: a name; only managers with the same one hear each other
-        write_only: only emit, from another program of the same user
-        logger: instead of that of the Socket.IO server
-        json: instead of the module `json`, for `write_only`
-
-    Raises:
-        ValueError: `path` is given without `write_only`
+    Args: see `ClusterManager`
     """
 
     name = "cluster"
+    channel: str
+    json: Any
+    write_only: bool
 
     def __init__(
         self,
@@ -55,9 +36,8 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
     ) -> None:
         if path and not write_only:
             raise ValueError("a path is for write_only=True: workers find each other without one")
-        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)  # type: ignore[call-arg]
         self._member = Member(path.removeprefix("unix:")) if path else None
-        self._messages: Iterator[bytes] | None = None
 
     @property
     def host_id(self) -> str:
@@ -82,6 +62,62 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
             raise RuntimeError("outside of the workers write_only=True needs the path in sticky_cluster_socket")
         return None
 
+    def _warn_of_nobody(self) -> None:
+        logging.getLogger(__name__).warning(
+            f"{type(self).__name__} is in no worker of gunicorn_sticky: only this process's clients hear what it emits"
+        )
+
+    def _prefix(self) -> bytes:
+        return f"{self.channel}\0{self.host_id}\0".encode()
+
+    def _encode(self, data: dict[str, Any]) -> bytes:
+        return self._prefix() + bytes(self.json.dumps(data).encode())
+
+    def _decoder(self) -> Callable[[bytes], str | None]:
+        """Return what decodes messages of other managers of this channel, and of all others returns None."""
+        own, channel = self._prefix(), f"{self.channel}\0".encode()
+
+        def decode(message: bytes) -> str | None:
+            if message.startswith(own) or not message.startswith(channel):
+                return None
+            return message[len(own) :].decode(errors="replace")  # json.loads() would look for the encoding first
+
+        return decode
+
+    def _tell(self, message: bytes) -> None:
+        peers = self._peers
+        assert peers is not None
+        peers.tell(message)
+
+
+def _at_home(name: str) -> Callable[..., Any]:
+    """Return a method of python-socketio's managers: that of the default one where there is nobody to talk to."""
+    shared, alone = getattr(PubSubManager, name), getattr(Manager, name)
+
+    @functools.wraps(shared)
+    def method(self: ClusterManager, *args: Any, **kwargs: Any) -> Any:
+        return (alone if self._peers is None else shared)(self, *args, **kwargs)
+
+    return method
+
+
+class ClusterManager(Peers, PubSubManager):  # type: ignore[misc]
+    """Lets the Socket.IO servers of all workers of a Gunicorn act as one, on one machine.
+
+    It does what `socketio.RedisManager` does, without Redis. In a process that is no worker of ours it is like
+    `socketio.Manager`, python-socketio's default.
+
+    Args:
+        path: of the socket that the setting ``sticky_cluster_socket`` names, for `write_only`
+        channel: a name; only managers with the same one hear each other
+        write_only: only emit, from another program of the same user
+        logger: instead of that of the Socket.IO server
+        json: instead of the module `json`, for `write_only`
+
+    Raises:
+        ValueError: `path` is given without `write_only`
+    """
+
     emit = _at_home("emit")
     can_disconnect = _at_home("can_disconnect")
     disconnect = _at_home("disconnect")
@@ -89,33 +125,28 @@ class ClusterManager(PubSubManager):  # type: ignore[misc]
     leave_room = _at_home("leave_room")
     close_room = _at_home("close_room")
 
+    _messages: Iterator[bytes] | None = None
+
     def initialize(self) -> None:
         """Listen; the Socket.IO server calls this before its first client connects."""
         if self._messages is not None:
             return
         if current.cluster is not None:
-            cluster, messages = current.cluster
-            self._messages = messages(cluster)
+            cluster, messages, log = current.cluster
+            self._messages = messages(cluster, log)
             super().initialize()
         else:
             Manager.initialize(self)
-            logging.getLogger(__name__).warning(
-                "ClusterManager is in no worker of gunicorn_sticky: only this process's clients hear what it emits"
-            )
-
-    def _prefix(self) -> bytes:
-        return f"{self.channel}\0{self.host_id}\0".encode()
+            self._warn_of_nobody()
 
     def _publish(self, data: dict[str, Any]) -> None:
         if self.server is not None:
             self.initialize()  # before a client has come: what is published may call for an answer
-        peers = self._peers
-        assert peers is not None
-        peers.tell(self._prefix() + self.json.dumps(data).encode())
+        self._tell(self._encode(data))
 
     def _listen(self) -> Iterator[str]:
         assert self._messages is not None
-        own, channel = self._prefix(), f"{self.channel}\0".encode()
+        decode = self._decoder()
         for message in self._messages:
-            if message.startswith(channel) and not message.startswith(own):
-                yield message[len(own) :].decode(errors="replace")  # json.loads() would look for the encoding first
+            if (text := decode(message)) is not None:
+                yield text

@@ -21,7 +21,8 @@ hook_failure: "str | None" = None
 arbiter_is_ours = False
 #: Who makes session ids, in workers that are sticky by session.
 minter: "Minter | None" = None
-#: In workers, what they all belong to (broadcast/cluster.py), and a function that returns what is told there.
+#: In workers, what they all belong to (broadcast/cluster.py), a function of that and a log that returns what is told
+#: there, and the log.
 cluster: "Any" = None
 #: How often this process and its parents have been forked since ours was loaded; cheaper to ask for than a pid.
 generation = 0

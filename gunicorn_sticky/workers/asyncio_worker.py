@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..broadcast import asyncio_driver, thread_driver
+from ..shared import current
 from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal, is_silent
 from ..shared.unpatched import socketpair
 from . import asgi, response
@@ -66,6 +68,11 @@ class AsyncioStickyWorker(StickyWorker):
 
     # --- its life ---
 
+    def _begin(self, seat: Seat) -> None:
+        super()._begin(seat)
+        # For a Socket.IO server that is not asyncio's, in threads; AsyncClusterManager has the loop.
+        current.cluster = seat.cluster, thread_driver.messages, self.log
+
     def _open(self) -> None:
         """Take connections from now on."""
         assert self._seat
@@ -76,6 +83,8 @@ class AsyncioStickyWorker(StickyWorker):
             for channel, is_own in ((seat.channel, False), (seat.own_channel, True))
             if channel
         ]
+        if seat.cluster_socket:
+            asyncio_driver.serve(seat.cluster_socket, seat.cluster)
         self.activate()
         for inbox in self._inboxes:
             inbox.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,7 @@ class GeventStickyWorker(BlockingStickyWorker, GeventWorker):  # type: ignore[mi
 
     def _begin(self, seat: Seat) -> None:
         super()._begin(seat)
-        current.cluster = seat.cluster, functools.partial(gevent_driver.messages, log=self.log)
+        current.cluster = seat.cluster, gevent_driver.messages, self.log
 
     def run(self) -> None:
         """Serve, and hear the other workers (`gunicorn.workers.ggevent.GeventWorker.run`)."""
