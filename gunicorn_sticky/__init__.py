@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .workers.connection import Connection as Connection
     from .workers.gevent_worker import GeventStickyWorker as GeventStickyWorker
     from .workers.thread_worker import ThreadStickyWorker as ThreadStickyWorker
+    from .workers.kinds import sticky as sticky
     from .workers.uvicorn_worker import UvicornStickyWorker as UvicornStickyWorker
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "UvicornStickyWorker",
     "__version__",
     "session_id",
+    "sticky",
 ]
 
 _HOMES = {
@@ -39,6 +41,7 @@ _HOMES = {
     "ThreadStickyWorker": "workers.thread_worker",
     "UvicornStickyWorker": "workers.uvicorn_worker",
     "session_id": "sessions.minting",
+    "sticky": "workers.kinds",
 }
 
 #: The extras that bring what a worker class needs, by the package that is missing otherwise.

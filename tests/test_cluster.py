@@ -110,9 +110,18 @@ def test_the_clients_of_two_workers_hear_each_other(options: tuple[str, ...]):
         assert b.do("call", "question", "answer", to=a.sid) == (a.sid, "answer")
 
 
-@pytest.fixture(scope="module")
-def three_workers() -> Iterator[Site]:
-    with serve(workers=3) as site:
+#: Worker classes, and an application for each.
+KINDS = {
+    "gevent": ("GeventStickyWorker", APP),
+    "uvicorn": ("UvicornStickyWorker", "cluster_asgi_app:app"),
+    "asgi": ("ASGIStickyWorker", "cluster_asgi_app:app"),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def three_workers(request: pytest.FixtureRequest) -> Iterator[Site]:
+    worker_class, app = KINDS[request.param]
+    with serve("-k", f"gunicorn_sticky.{worker_class}", workers=3, app=app) as site:
         yield site
 
 
@@ -294,9 +303,11 @@ def node_modules() -> None:
 @pytest.mark.load
 @pytest.mark.programs
 @pytest.mark.usefixtures("node_modules")
-@pytest.mark.parametrize(("clients", "count"), [(200, times(100, 1000)), (20, 1000)])
-def test_each_client_hears_each_broadcast_once_and_in_order(clients: int, count: int):
-    with serve(workers=WORKERS) as site:
+@pytest.mark.parametrize(
+    ("kind", "clients", "count"), [*((kind, 200, times(100, 1000)) for kind in KINDS), ("gevent", 20, 1000)]
+)
+def test_each_client_hears_each_broadcast_once_and_in_order(kind: str, clients: int, count: int):
+    with serve_kind(workers=WORKERS, **KINDS[kind]) as site:
         speaker, *others = site.one_each(WORKERS)
         for other in others:
             other.close()

@@ -14,6 +14,18 @@ from .asyncio_worker import AsyncioStickyWorker
 from .served import Served
 
 
+class _WithoutProxy:
+    """A configuration without PROXY headers: one may only open a connection, and this has been opened elsewhere."""
+
+    proxy_protocol = "off"
+
+    def __init__(self, cfg: Any) -> None:
+        self._cfg = cfg
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cfg, name)
+
+
 class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     """Gunicorn's protocol with the gate before it."""
 
@@ -26,6 +38,13 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         if prior_knowledge_allowed(self.cfg, self._served.info.address):
             self._stage = Stage.THROUGH
         super().connection_made(transport)
+
+    def _setup_callback_parser(self) -> None:
+        cfg = self.cfg
+        if self._served.info.unread:
+            self.cfg = _WithoutProxy(cfg)
+        super()._setup_callback_parser()
+        self.cfg = cfg
 
     def _parse(self, data: bytes) -> None:
         ASGIProtocol.data_received(self, data)
@@ -43,6 +62,8 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     def _on_headers_complete(self) -> Any:
         result = super()._on_headers_complete()
         self._head_is_complete()
+        if self._proxy_protocol != "off" and self._served.proxy is None:
+            self._served.proxy = getattr(self._callback_parser, "proxy_protocol_info", None)
         request = self._current_request
         if self._h2c_upgrade_settings is not None or (request.may_upgrade() and self._is_websocket_upgrade(request)):
             self._stage = Stage.THROUGH

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class _Server(Server):
     """uvicorn's server, without listeners, for as long as its worker lives."""
 
-    def __init__(self, worker: UvicornSticky) -> None:
+    def __init__(self, worker: UvicornStickyWorker) -> None:
         super().__init__(worker.config)
         self._worker = worker
 
@@ -57,8 +57,12 @@ class _Server(Server):
         await super().shutdown()
 
 
-class UvicornSticky(AsyncioStickyWorker):
-    """To stand in front of `uvicorn_worker.UvicornWorker`, or a subclass of it."""
+class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[misc]
+    """A worker class for ``-k``: uvicorn's with sticky sessions.
+
+    Raises:
+        gunicorn.errors.HaltServer: made by an arbiter that is not ours
+    """
 
     config: Any
     wsgi: Any
@@ -91,11 +95,3 @@ class UvicornSticky(AsyncioStickyWorker):
 
     def _new_protocol(self, served: Served) -> Any:
         return self._protocol_class(self, served, **self._arguments)
-
-
-class UvicornStickyWorker(UvicornSticky, UvicornWorker):  # type: ignore[misc]
-    """A worker class for ``-k``: uvicorn's with sticky sessions.
-
-    Raises:
-        gunicorn.errors.HaltServer: made by an arbiter that is not ours
-    """
