@@ -29,6 +29,8 @@ class _WithoutProxy:
 class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     """Gunicorn's protocol with the gate before it."""
 
+    cfg: Any
+
     def __init__(self, worker: Worker, served: Served, /) -> None:
         super().__init__(worker, served, worker=worker)
         self.app = worker.application(served)
