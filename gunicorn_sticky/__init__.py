@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .workers.asgi_worker import ASGIStickyWorker as ASGIStickyWorker
     from .workers.connection import Connection as Connection
     from .workers.gevent_worker import GeventStickyWorker as GeventStickyWorker
-    from .workers.thread_worker import ThreadStickyWorker as ThreadStickyWorker
     from .workers.kinds import sticky as sticky
+    from .workers.thread_worker import ThreadStickyWorker as ThreadStickyWorker
     from .workers.uvicorn_worker import UvicornStickyWorker as UvicornStickyWorker
 
 __all__ = [

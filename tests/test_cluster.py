@@ -110,18 +110,22 @@ def test_the_clients_of_two_workers_hear_each_other(options: tuple[str, ...]):
         assert b.do("call", "question", "answer", to=a.sid) == (a.sid, "answer")
 
 
-#: Worker classes, and an application for each.
-KINDS = {
-    "gevent": ("GeventStickyWorker", APP),
-    "uvicorn": ("UvicornStickyWorker", "cluster_asgi_app:app"),
-    "asgi": ("ASGIStickyWorker", "cluster_asgi_app:app"),
+#: What to start for each kind of worker.
+KINDS: dict[str, dict[str, Any]] = {
+    "gevent": {},
+    "threads": {"options": ("-k", "gunicorn_sticky.ThreadStickyWorker", "--threads", "100"), "mode": "threading"},
+    "uvicorn": {"options": ("-k", "gunicorn_sticky.UvicornStickyWorker"), "app": "cluster_asgi_app:app"},
+    "asgi": {"options": ("-k", "gunicorn_sticky.ASGIStickyWorker"), "app": "cluster_asgi_app:app"},
 }
+
+
+def serve_kind(workers: int, *, options: tuple[str, ...] = (), app: str = APP, mode: str = "gevent") -> Site:
+    return serve(*options, workers=workers, app=app, env={"ASYNC_MODE": mode})
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def three_workers(request: pytest.FixtureRequest) -> Iterator[Site]:
-    worker_class, app = KINDS[request.param]
-    with serve("-k", f"gunicorn_sticky.{worker_class}", workers=3, app=app) as site:
+    with serve_kind(workers=3, **KINDS[request.param]) as site:
         yield site
 
 

@@ -85,9 +85,10 @@ def test_a_loop_is_its_adapters_affair(module: str):
 
 
 def test_adapters_do_not_import_each_other():
-    adapters = {module for module in MODULES if module.rpartition(".")[2].startswith(KINDS)}
+    workers = {module: module.rpartition(".")[2] for module in MODULES if room(module) == "workers"}
+    adapters = {module for module, name in workers.items() if name.startswith(KINDS)}
     assert adapters
-    for module in adapters | {module for module in MODULES if module.rpartition(".")[2].startswith("asyncio_")}:
+    for module in adapters | {module for module, name in workers.items() if name.startswith("asyncio_")}:
         kind = module.rpartition(".")[2].partition("_")[0]
         others = {name for name in ours(module) & adapters if not name.rpartition(".")[2].startswith(kind)}
         assert not others, module

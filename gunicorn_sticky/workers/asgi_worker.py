@@ -37,7 +37,7 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
 
     def connection_made(self, transport: Any) -> None:
         """Begin (`asyncio.BaseProtocol.connection_made`)."""
-        if prior_knowledge_allowed(self.cfg, self._served.info.address):
+        if self.cfg.protocol == "uwsgi" or prior_knowledge_allowed(self.cfg, self._served.info.address):
             self._stage = Stage.THROUGH
         super().connection_made(transport)
 
@@ -156,3 +156,8 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
     def handle_exit_signal(self) -> None:
         """Drain on SIGTERM (`gunicorn.workers.gasgi.ASGIWorker.handle_exit_signal`)."""
         self.handle_exit(signal.SIGTERM, None)
+
+    def handle_quit_signal(self) -> None:
+        """End at once on SIGQUIT and SIGINT (`gunicorn.workers.gasgi.ASGIWorker.handle_quit_signal`)."""
+        self._is_told = True
+        super().handle_quit_signal()

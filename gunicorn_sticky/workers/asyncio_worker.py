@@ -20,7 +20,8 @@ from .asyncio_inbox import Inbox
 from .asyncio_protocol import StickyProtocol
 from .connection import Listener
 from .core import StickyWorker
-from .drain import POLL, Intake
+from .drain import POLL
+from .inbox import family
 from .served import Served
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class AsyncioStickyWorker(StickyWorker):
         seat = self._seat
         self._headers = response.header_fields(self.cfg, seat)
         self._inboxes = [
-            Inbox(channel, self._intake(seat, is_own), self._is_full, self._connect)
+            Inbox(channel, self.intake(is_own=is_own), self._is_full, self._connect)
             for channel, is_own in ((seat.channel, False), (seat.own_channel, True))
             if channel
         ]
@@ -88,10 +89,6 @@ class AsyncioStickyWorker(StickyWorker):
         self.activate()
         for inbox in self._inboxes:
             inbox.start()
-
-    def _intake(self, seat: Seat, is_own: bool) -> Intake:
-        last_call = self.cfg.graceful_timeout
-        return Intake(seat, is_own=is_own, last_call=last_call, last_served=lambda: self.load.last_served)
 
     def _is_full(self) -> bool:
         return len(self._protocols) >= self.worker_connections
@@ -137,14 +134,10 @@ class AsyncioStickyWorker(StickyWorker):
 
     def _connect(self, fd: int, info: ConnectionInfo) -> None:
         """Serve a connection."""
-        if not isinstance(info.listener, tuple):
-            family = socket.AF_UNIX
-        else:
-            family = socket.AF_INET if len(info.listener) == 2 else socket.AF_INET6
         served = Served(info)
         self._protocols[served] = protocol = self._new_protocol(served)
         self.load.connected(served)
-        client = socket.socket(family, socket.SOCK_STREAM, 0, fd)
+        client = socket.socket(family(info), socket.SOCK_STREAM, 0, fd)
         task = asyncio.get_running_loop().create_task(self._begin_serving(client, served, protocol))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

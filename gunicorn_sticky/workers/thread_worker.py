@@ -23,7 +23,8 @@ from gunicorn import util
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import ThreadWorker
 
-from ..shared import logs
+from ..broadcast import thread_driver
+from ..shared import current, logs
 from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
 from ..shared.unpatched import socketpair
 from .connection import Listener
@@ -104,6 +105,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     def _begin(self, seat: Seat) -> None:
         super()._begin(seat)
+        current.cluster = seat.cluster, thread_driver.messages, self.log
         cfg = self.cfg
         #: Whether later requests can be handed over.
         self._has_gate = not cfg.is_ssl
@@ -123,6 +125,8 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             return
         for inbox in self.sockets:
             inbox.intake = self.intake(is_own=inbox is not self.sockets[0])
+        if self._seat.cluster_socket:
+            thread_driver.serve(self._seat.cluster_socket, self._seat.cluster)
         self.activate()
         super().run()
         if self._busy:

@@ -8,7 +8,8 @@ import socketio
 
 from gunicorn_sticky import ClusterManager
 
-sio = socketio.Server(async_mode="gevent", namespaces=["/", "/other"], client_manager=ClusterManager())
+mode = os.environ.get("ASYNC_MODE", "gevent")
+sio = socketio.Server(async_mode=mode, namespaces=["/", "/other"], client_manager=ClusterManager())
 app = socketio.WSGIApp(sio)
 numbers = itertools.count(1)
 
