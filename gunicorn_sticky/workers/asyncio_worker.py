@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..broadcast import asyncio_driver, thread_driver
 from ..shared import current
 from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal, is_silent
-from ..shared.unpatched import socketpair
+from ..shared.unpatched import epoll, socketpair
 from . import asgi, response
 from .asyncio_inbox import Inbox
 from .asyncio_protocol import StickyProtocol
@@ -56,6 +57,8 @@ class AsyncioStickyWorker(StickyWorker):
     #: The context for TLS.
     _ssl: Any = None
     _application: Any
+    _loop: Any = None
+    SIGNALS: Any
     worker_connections: int
 
     def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
@@ -77,7 +80,7 @@ class AsyncioStickyWorker(StickyWorker):
     def _open(self) -> None:
         """Take connections from now on."""
         assert self._seat
-        seat = self._seat
+        seat, self._loop = self._seat, asyncio.get_running_loop()
         self._headers = response.header_fields(self.cfg, seat)
         self._inboxes = [
             Inbox(channel, self.intake(is_own=is_own), self._is_full, self._connect)
@@ -121,13 +124,23 @@ class AsyncioStickyWorker(StickyWorker):
             inbox.close()
 
     def _abandon(self) -> None:
-        """Let go of what a child that the application has forked shares with this process, see core.py."""
+        # The loop's handlers are told of signals by a socket, and the loop of what is ready by an epoll instance: the
+        # child has the same ones as this worker.
+        with contextlib.suppress(ValueError):  # not in the main thread, which nobody tells of signals
+            signal.set_wakeup_fd(-1)
+            for number in self.SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+        selector = getattr(self._loop, "_selector", None)
+        if selector is not None:  # uvloop has none
+            nothing = epoll()
+            os.dup2(nothing.fileno(), selector.fileno(), inheritable=False)
+            nothing.close()
         nobody, end = socketpair()
         end.close()
         for protocol in self._protocols.values():
-            sock = protocol.transport and protocol.transport.get_extra_info("socket")
-            if sock and sock.fileno() >= 0:
-                os.dup2(nobody.fileno(), sock.fileno(), inheritable=False)
+            client = protocol.transport and protocol.transport.get_extra_info("socket")
+            if client and client.fileno() >= 0:  # else closed
+                os.dup2(nobody.fileno(), client.fileno(), inheritable=False)
         nobody.close()
 
     # --- its connections ---
@@ -138,7 +151,7 @@ class AsyncioStickyWorker(StickyWorker):
         self._protocols[served] = protocol = self._new_protocol(served)
         self.load.connected(served)
         client = socket.socket(family(info), socket.SOCK_STREAM, 0, fd)
-        task = asyncio.get_running_loop().create_task(self._begin_serving(client, served, protocol))
+        task = self._loop.create_task(self._begin_serving(client, served, protocol))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -149,7 +162,7 @@ class AsyncioStickyWorker(StickyWorker):
             self.disconnected(served)
             return
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
+            await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
         except (OSError, asyncio.TimeoutError) as error:  # of TLS, or the client has gone
             self.log.debug("A connection has failed: %s", error)
             client.close()
