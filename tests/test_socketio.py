@@ -21,7 +21,7 @@ from support.socketio import JAVASCRIPT, MODES, PYTHON
 
 pytestmark = pytest.mark.programs
 
-APPS = {"python-socketio": "sio_app:app", "flask-socketio": "flask_sio_app:app"}
+APPS = {"python-socketio": "sio_app:app", "flask-socketio": "flask_sio_app:app", "async": "async_sio_app:app"}
 WORKERS = 4
 #: A client on a busy machine may send its request long after it has connected; until then its connection is idle.
 KEEP_ALIVE = ("--keep-alive", "30")
@@ -37,35 +37,39 @@ def fresh_addresses(number: int) -> list[str]:
 
 
 OPTIONS = {"ip": [], "header": ["--sticky-proxy"], "session": ["--sticky-by", "session"]}
-#: Each of the two by each key, but not all pairs: the application counts only where it makes the sessions' ids.
+#: Each of them by each key, but not all of it: application and worker count only where they make the sessions' ids.
 SERVERS = [
-    ("python-socketio", "ip"),
-    ("flask-socketio", "header"),
-    ("python-socketio", "session"),
-    ("flask-socketio", "session"),
+    ("Gevent", "python-socketio", "ip"),
+    ("Gevent", "flask-socketio", "header"),
+    ("Gevent", "python-socketio", "session"),
+    ("Gevent", "flask-socketio", "session"),
+    ("ASGI", "async", "session"),
+    ("Uvicorn", "async", "session"),
 ]
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(pair, marks=pytest.mark.xdist_group(f"socketio {pair}"), id="-".join(pair)) for pair in SERVERS
+        pytest.param(kind, marks=pytest.mark.xdist_group(f"socketio {kind}"), id="-".join(kind)) for kind in SERVERS
     ],
 )
-def app_and_key(request: pytest.FixtureRequest) -> tuple[str, str]:
-    pair: tuple[str, str] = request.param
-    return pair
+def kind(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """Worker, application and key."""
+    kind: tuple[str, str, str] = request.param
+    return kind
 
 
 @pytest.fixture(scope="module")
-def by(app_and_key: tuple[str, str]) -> str:
-    return app_and_key[1]
+def by(kind: tuple[str, str, str]) -> str:
+    return kind[2]
 
 
 @pytest.fixture(scope="module")
-def server(app_and_key: tuple[str, str]) -> Iterator[Server]:
-    app, by = app_and_key
-    with Server(*STICKY, *OPTIONS[by], *KEEP_ALIVE, "-w", str(WORKERS), APPS[app]) as server:
+def server(kind: tuple[str, str, str]) -> Iterator[Server]:
+    worker, app, by = kind
+    sticky = ("-k", f"gunicorn_sticky.{worker}StickyWorker")
+    with Server(*sticky, *OPTIONS[by], *KEEP_ALIVE, "-w", str(WORKERS), APPS[app]) as server:
         # Those who boot first would get all the sessions.
         server.wait_for_log(r"Slot \d: ready", count=WORKERS)
         yield server

@@ -479,6 +479,9 @@ CASES: dict[str, Check] = {
     "engineio.server.Server._handle_connect": all_of(
         takes("self", "environ", "start_response", "transport", "jsonp_index"), uses("generate_id")
     ),
+    "engineio.async_server.AsyncServer._handle_connect": all_of(
+        takes("self", "environ", "transport", "jsonp_index"), uses("generate_id")
+    ),
     "engineio.base_server.BaseServer.generate_id": takes("self"),
     "engineio.async_drivers.gevent.SimpleWebSocketWSGI": is_a(type, type(None)),
     "engineio.async_drivers.gevent._async": contains("websocket"),

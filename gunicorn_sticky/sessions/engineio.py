@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from ..shared.post_import import when_imported
@@ -13,7 +12,8 @@ from .minting import own_id
 
 def own_ids() -> None:
     """Make Engine.IO mint ids of this worker in this process, imported already or later."""
-    when_imported("engineio.server", _patch_ids)
+    when_imported("engineio.server", lambda module: _patch(module.Server))
+    when_imported("engineio.async_server", lambda module: _patch(module.AsyncServer))
 
 
 class _OwnIds:
@@ -26,8 +26,8 @@ class _OwnIds:
         return own_id(self._generate_id())
 
 
-def _patch_ids(module: ModuleType) -> None:
-    handle_connect = module.Server._handle_connect
+def _patch(server: Any) -> None:
+    handle_connect = server._handle_connect
 
     # Applications make their own ids by a subclass or an attribute of the server, and may begin to do so at any time.
     # So look just before the server asks for one.
@@ -35,6 +35,6 @@ def _patch_ids(module: ModuleType) -> None:
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self.generate_id, _OwnIds):
             self.generate_id = _OwnIds(self.generate_id)
-        return handle_connect(self, *args, **kwargs)
+        return handle_connect(self, *args, **kwargs)  # AsyncServer's is a coroutine function
 
-    module.Server._handle_connect = connect
+    server._handle_connect = connect
