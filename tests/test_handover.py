@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 from support.connections import Connection
-from support.harness import STICKY, Server, wait_for
+from support.harness import Server, wait_for
+from support.kinds import Kind, each_kind
 
-BY_HEADER = (*STICKY, "--sticky-proxy", "--keep-alive", "30")
+pytestmark = each_kind()
+
+BY_HEADER = ("--sticky-proxy", "--keep-alive", "30")
 KEYS = [f"203.0.113.{n}" for n in range(1, 60)]
 
 
@@ -80,7 +83,7 @@ def together(count: int, function, *args) -> None:
 
 
 @pytest.mark.parametrize(("workers", "requests"), [(2, 50), (4, 250), (8, 50)])
-def test_mixed_keys_on_kept_alive_connections(workers: int, requests: int):
+def test_mixed_keys_on_kept_alive_connections(kind: Kind, workers: int, requests: int):
     """Each request is served once, in order, by its key's worker; hooks and access log see it there and only there."""
     requests = int(os.environ.get("STICKY_REQUESTS", requests))
     config = """
@@ -89,7 +92,7 @@ def pre_request(worker, req):
 """
     form = "access %({gunicorn_sticky.slot}e)s %({gunicorn_sticky.key}e)s %(U)s"
     access = ("--access-logfile", "access.log", "--access-logformat", form)
-    with Server(*BY_HEADER, "-w", str(workers), *access, "whoami:app", config=config) as server:
+    with Server(*kind.args, *BY_HEADER, "-w", str(workers), *access, kind.app("whoami"), config=config) as server:
         slots = where(server)
         assert set(slots.values()) == set(range(workers))
         together(20, converse, server, slots, requests)
@@ -109,10 +112,10 @@ def pre_request(worker, req):
         assert all(slots[key] == int(slot) for slot, key, _ in hooks)
 
 
-def test_max_requests_counts_served_requests_only():
+def test_max_requests_counts_served_requests_only(kind: Kind):
     """Not those that a worker has looked at and handed over."""
     limit = 100
-    with Server(*BY_HEADER, "-w", "2", "--max-requests", str(limit), "whoami:app") as server:
+    with Server(*kind.args, *BY_HEADER, "-w", "2", "--max-requests", str(limit), kind.app("whoami")) as server:
         slots = where(server)
         counts = collections.Counter(slots.values())
         busy = max(counts, key=lambda slot: counts[slot])  # it reaches the limit first
@@ -133,8 +136,8 @@ def test_max_requests_counts_served_requests_only():
         connection.close()
 
 
-def test_missing_header_on_a_later_request():
-    with Server(*BY_HEADER, "-w", "2", "whoami:app") as server:
+def test_missing_header_on_a_later_request(kind: Kind):
+    with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))
         connection.answer()
@@ -144,8 +147,8 @@ def test_missing_header_on_a_later_request():
         server.wait_for_log("400, the request lacks the header x-forwarded-for .*sticky_ignore_missing_header")
 
 
-def test_no_header_in_64_kib_of_a_later_request():
-    with Server(*BY_HEADER, "-w", "2", "whoami:app") as server:
+def test_no_header_in_64_kib_of_a_later_request(kind: Kind):
+    with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))
         connection.answer()
@@ -155,8 +158,8 @@ def test_no_header_in_64_kib_of_a_later_request():
         server.wait_for_log(r"431, the first 65536 bytes do not show .* x-forwarded-for \(setting: sticky_header\)")
 
 
-def test_half_a_head_of_a_later_request():
-    with Server(*BY_HEADER, "-w", "2", "--sticky-header-timeout", "1", "whoami:app") as server:
+def test_half_a_head_of_a_later_request(kind: Kind):
+    with Server(*kind.args, *BY_HEADER, "-w", "2", "--sticky-header-timeout", "1", kind.app("whoami")) as server:
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))
         connection.answer()
@@ -175,10 +178,10 @@ def test_half_a_head_of_a_later_request():
         ("session", b"Cookie: " + b"sid=aaaaaaaaaaaaaaaa; " * 15),
     ],
 )
-def test_a_later_head_that_is_made_to_cost_time(by: str, line: bytes):
+def test_a_later_head_that_is_made_to_cost_time(kind: Kind, by: str, line: bytes):
     """Each of its bytes could be the reason to read all of it again. Others are served all the time."""
     options = ("--sticky-by", by, "--sticky-session-keys", "cookie:sid", "--keep-alive", "30", "-w", "1")
-    with Server(*STICKY, *options, "whoami:app") as server:
+    with Server(*kind.args, *options, kind.app("whoami")) as server:
         server.who(headers={"X-Forwarded-For": KEYS[0]})
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))
@@ -194,10 +197,10 @@ def test_a_later_head_that_is_made_to_cost_time(by: str, line: bytes):
         connection.close()
 
 
-def test_a_dispatcher_that_takes_nothing_back():
+def test_a_dispatcher_that_takes_nothing_back(kind: Kind):
     """Workers wait for it, and in the end refuse what they cannot hand over."""
-    config = "import gunicorn_sticky.workers.blocking\ngunicorn_sticky.workers.blocking.HAND_OVER = 0.5"
-    with Server(*BY_HEADER, "-w", "2", "--timeout", "60", "whoami:app", config=config) as server:
+    config = f"import {kind.limits}\n{kind.limits}.HAND_OVER = 0.5"
+    with Server(*kind.args, *BY_HEADER, "-w", "2", "--timeout", "60", kind.app("whoami"), config=config) as server:
         slots = where(server)
         here, there = (next(key for key in KEYS if slots[key] == slot) for slot in (0, 1))
         connections = [Connection(server.port) for _ in range(400)]  # more than a channel holds
@@ -218,8 +221,8 @@ def test_a_dispatcher_that_takes_nothing_back():
             connection.close()
 
 
-def test_missing_header_ignored_on_a_later_request():
-    with Server(*BY_HEADER, "-w", "4", "--sticky-ignore-missing-header", "whoami:app") as server:
+def test_missing_header_ignored_on_a_later_request(kind: Kind):
+    with Server(*kind.args, *BY_HEADER, "-w", "4", "--sticky-ignore-missing-header", kind.app("whoami")) as server:
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))
         assert connection.answer()["key"] == KEYS[0]
@@ -228,8 +231,8 @@ def test_missing_header_ignored_on_a_later_request():
         connection.close()
 
 
-def test_heads_in_pieces_and_large_ones():
-    with Server(*BY_HEADER, "-w", "4", "--limit-request-field_size", "0", "whoami:app") as server:
+def test_heads_in_pieces_and_large_ones(kind: Kind):
+    with Server(*kind.args, *BY_HEADER, "-w", "4", "--limit-request-field_size", "0", kind.app("whoami")) as server:
         slots = where(server)
         connection = Connection(server.port)
         for n, key in enumerate(KEYS):
@@ -249,9 +252,9 @@ def memory(pid: int) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
-def test_alternating_for_ever_exhausts_nothing():
+def test_alternating_for_ever_exhausts_nothing(kind: Kind):
     count = int(os.environ.get("STICKY_HANDOVERS", "4000"))
-    with Server(*BY_HEADER, "-w", "2", "whoami:app") as server:
+    with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
         slots = where(server)
         pair = [next(key for key in KEYS if slots[key] == slot) for slot in (0, 1)]
 
@@ -275,8 +278,8 @@ def test_alternating_for_ever_exhausts_nothing():
         assert len(server.booted("worker")) == 2
 
 
-def test_what_a_killed_dispatcher_has_not_taken_back_is_routed_by_its_successor():
-    with Server(*BY_HEADER, "-w", "4", "whoami:app") as server:
+def test_what_a_killed_dispatcher_has_not_taken_back_is_routed_by_its_successor(kind: Kind):
+    with Server(*kind.args, *BY_HEADER, "-w", "4", kind.app("whoami")) as server:
         slots = where(server)
         chance = random.Random(1)
         for round_ in range(3):
@@ -298,9 +301,9 @@ def test_what_a_killed_dispatcher_has_not_taken_back_is_routed_by_its_successor(
             wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
 
 
-def test_handover_during_reloads_moves_nobody():
+def test_handover_during_reloads_moves_nobody(kind: Kind):
     """A worker that drains closes its connections after a response, as Gunicorn's do; until then they are right."""
-    with Server(*BY_HEADER, "-w", "4", "whoami:app") as server:
+    with Server(*kind.args, *BY_HEADER, "-w", "4", kind.app("whoami")) as server:
         slots = where(server)
         done, wrong, served = threading.Event(), [], []
 
@@ -341,14 +344,14 @@ def test_handover_during_reloads_moves_nobody():
 
 @pytest.mark.parametrize("by", ["ip", "header"])
 @pytest.mark.parametrize("event", ["HUP", "max_requests"])
-def test_an_idle_connection_leads_to_the_successor(by: str, event: str):
+def test_an_idle_connection_leads_to_the_successor(kind: Kind, by: str, event: str):
     """Its next request does, while others of the same client are served there already."""
-    options: tuple[str, ...] = (*BY_HEADER, "-w", "2", "--graceful-timeout", "60")
-    if by == "ip":
-        options = (*STICKY, "-w", "2", "--keep-alive", "30", "--graceful-timeout", "60")
+    options: tuple[str, ...] = ("-w", "2", "--keep-alive", "30", "--graceful-timeout", "60")
+    if by == "header":
+        options += ("--sticky-proxy",)
     if event == "max_requests":
         options += ("--max-requests", "8")
-    with Server(*options, "whoami:app") as server:
+    with Server(*kind.args, *options, kind.app("whoami")) as server:
         key = KEYS[0]
         headers = {"X-Forwarded-For": key}
         connections = [Connection(server.port) for _ in range(3)]

@@ -11,10 +11,11 @@ import time
 from typing import Any
 
 from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
+from . import limits
 from .connection import Listener
 from .gate import NEED_MORE, SERVE, HandOver, LaterHead
 from .served import Served
-from .wsgi_worker import HAND_OVER, LOOKS, RETRY, SLOW, WSGIStickyWorker
+from .wsgi_worker import WSGIStickyWorker
 
 
 class BlockingStickyWorker(WSGIStickyWorker):
@@ -82,7 +83,7 @@ class BlockingStickyWorker(WSGIStickyWorker):
         deadline = time.monotonic() + seconds
         with contextlib.suppress(TimeoutError):
             while (left := deadline - time.monotonic()) > 0:
-                time.sleep(0 if looks < LOOKS else SLOW)
+                time.sleep(0 if looks < limits.LOOKS else limits.SLOW)
                 looks += 1
                 unreader.sock.settimeout(left)
                 data = unreader.read()
@@ -96,12 +97,12 @@ class BlockingStickyWorker(WSGIStickyWorker):
         """Give the connection back for routing; closing it here is the caller's."""
         assert self._seat
         info = served.info._replace(key=decision.key, unread=head, proxy=served.proxy)
-        deadline = time.monotonic() + HAND_OVER
+        deadline = time.monotonic() + limits.HAND_OVER
         while self._seat.returns.send(client.fileno(), info) is not None:
             if time.monotonic() > deadline:
                 self._refuse(client, served, FULL_DISPATCHER)
                 return
-            self._pause(RETRY)
+            self._pause(limits.RETRY)
         self.load.handed_over()
 
     def _pause(self, seconds: float) -> None:

@@ -27,6 +27,7 @@ from ..broadcast import thread_driver
 from ..shared import current, logs
 from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
 from ..shared.unpatched import socketpair
+from . import limits
 from .connection import Listener
 from .drain import POLL, Intake
 from .gate import NEED_MORE, SERVE, HandOver, LaterHead
@@ -35,7 +36,7 @@ from .load import Load
 from .served import Served
 from .thread_connection import Deadlines, ThreadConnection
 from .thread_pool import DaemonPool
-from .wsgi_worker import HAND_OVER, LOOKS, RETRY, SLOW, WSGIStickyWorker
+from .wsgi_worker import WSGIStickyWorker
 
 if TYPE_CHECKING:
     from .seat import Seat
@@ -111,9 +112,9 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         self._has_gate = not cfg.is_ssl
         self._silent = Deadlines[ThreadConnection](SILENCE + cfg.keepalive, self._drop)
         self._heads = Deadlines[ThreadConnection](cfg.sticky_header_timeout, self._refuse_slow)
-        self._slow = Deadlines[ThreadConnection](SLOW, self._watch_head)
+        self._slow = Deadlines[ThreadConnection](limits.SLOW, self._watch_head)
         self._lingering = Deadlines[ThreadConnection](LINGER, self._close)
-        self._returning = Deadlines[functools.partial[None]](RETRY, lambda again: again())
+        self._returning = Deadlines[functools.partial[None]](limits.RETRY, lambda again: again())
         self._no_files = Deadlines[ThreadInbox](NO_FILES, lambda _: self._watch_inboxes())
         waiting = (self._silent, self._heads, self._slow, self._lingering, self._returning, self._no_files)
         self._waiting: tuple[Deadlines[Any], ...] = waiting
@@ -357,7 +358,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             self._serve(conn)
         elif isinstance(decision, HandOver):
             self.explain(conn, decision)
-            self._hand_over(conn, decision, bytes(head.data), time.monotonic() + HAND_OVER)
+            self._hand_over(conn, decision, bytes(head.data), time.monotonic() + limits.HAND_OVER)
         elif isinstance(decision, Refusal):
             self._refuse(conn, decision)
             self._drop(conn)
@@ -368,7 +369,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             conn.head = head
             self._heads.add(conn)
         conn.looks += 1
-        if conn.looks < LOOKS:
+        if conn.looks < limits.LOOKS:
             self._watch_head(conn)
         else:
             self._slow.add(conn)

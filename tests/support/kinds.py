@@ -1,0 +1,46 @@
+"""All kinds of workers: a new kind is a line in a list, and every test of the suite runs for it, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of worker, and how a test starts servers of it."""
+
+    name: str
+    worker_class: str
+    #: Gunicorn's, or whose else it is, without us.
+    stock: str
+    #: "wsgi" or "asgi".
+    interface: str
+    options: tuple[str, ...] = ()
+    #: Where it is said how long a worker of this kind waits.
+    limits: str = "gunicorn_sticky.workers.limits"
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The command line up to what differs in tests."""
+        return "-k", f"gunicorn_sticky.{self.worker_class}", *self.options
+
+    def app(self, module: str) -> str:
+        """Return how the command line names an application of tests/apps, which are written for WSGI."""
+        return f"{module}:app" if self.interface == "wsgi" else f"as_asgi:{module}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+KINDS = (
+    Kind("gevent", "GeventStickyWorker", "gevent", "wsgi"),
+    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40")),
+)
+
+
+def each_kind(kinds: Sequence[Kind] = KINDS) -> pytest.MarkDecorator:
+    """Run a test for each of some kinds, which it gets as `kind`."""
+    return pytest.mark.parametrize("kind", kinds, ids=str)
