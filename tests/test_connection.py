@@ -8,14 +8,15 @@ import threading
 import time
 
 import pytest
-from support.harness import STICKY, Server, request
+from support.harness import Server, request
+from support.kinds import Kind, each_kind
 
-pytestmark = pytest.mark.features
+pytestmark = [pytest.mark.features, each_kind()]
 
-SYNC = (*STICKY, "-w", "1", "--sticky-sync", "whoami:app")
+SYNC = ("-w", "1", "--sticky-sync")
 
 
-def test_the_hook_sees_the_connection_before_its_first_request():
+def test_the_hook_sees_the_connection_before_its_first_request(kind: Kind):
     config = """
 import json, os
 
@@ -27,8 +28,8 @@ def sticky_connection(worker, connection):
 def pre_request(worker, req):
     worker.log.info("request %s", req.path)
 """
-    args = ("-w", "2", "--sticky-proxy", "whoami:app")
-    with Server(*STICKY, *args, config=config) as server:
+    args = ("-w", "2", "--sticky-proxy", kind.app("whoami"))
+    with Server(*kind.args, *args, config=config) as server:
         who = server.who(headers={"X-Forwarded-For": "1.2.3.4"}, source="127.0.0.9")
         seen = json.loads(server.wait_for_log(r"hook (.*)").group(1))
         assert seen["pid"] == seen["own"] == who["pid"]
@@ -38,10 +39,9 @@ def pre_request(worker, req):
         assert server.log.index("hook ") < server.log.index("request /")
 
 
-def test_a_request_waits_for_its_release():
+def test_a_request_waits_for_its_release(kind: Kind):
     config = """
-import os, time
-import gevent
+import os, threading, time
 
 def release(worker, connection):
     while not os.path.exists("release"):
@@ -50,10 +50,10 @@ def release(worker, connection):
     worker.log.info("right event: %s", connection.emit("ready"))
 
 def sticky_connection(worker, connection):
-    gevent.spawn(release, worker, connection)
+    threading.Thread(target=release, args=[worker, connection], daemon=True).start()
     worker.log.info("hook done")
 """
-    with Server(*SYNC, "--sticky-sync-event", "ready", config=config) as server:
+    with Server(*kind.args, *SYNC, "--sticky-sync-event", "ready", kind.app("whoami"), config=config) as server:
         answers = []
         thread = threading.Thread(target=lambda: answers.append(server.who(path="/first")))
         thread.start()
@@ -66,12 +66,12 @@ def sticky_connection(worker, connection):
         server.wait_for_log("right event: True")
 
 
-def test_a_release_within_the_hook():
+def test_a_release_within_the_hook(kind: Kind):
     config = """
 def sticky_connection(worker, connection):
     connection.emit("sticky-sessions:sync")
 """
-    with Server(*SYNC, config=config) as server:
+    with Server(*kind.args, *SYNC, kind.app("whoami"), config=config) as server:
         assert server.get().status == 200
 
 
@@ -81,43 +81,43 @@ def refused(server: Server, status: int, timeout: float = 20) -> None:
     assert response.status == status
 
 
-def test_a_connection_that_nobody_releases_is_answered_503():
-    with Server(*SYNC, "--sticky-sync-timeout", "1") as server:
+def test_a_connection_that_nobody_releases_is_answered_503(kind: Kind):
+    with Server(*kind.args, *SYNC, "--sticky-sync-timeout", "1", kind.app("whoami")) as server:
         started = time.monotonic()
         refused(server, 503)
         assert 0.9 < time.monotonic() - started < 15
         server.wait_for_log("Refused a connection with key 127.0.0.1: 503, .*sticky-sessions:sync.*sticky_sync_timeout")
 
 
-def test_the_timeout_covers_the_hook():
+def test_the_timeout_covers_the_hook(kind: Kind):
     config = """
 import time
 
 def sticky_connection(worker, connection):
     time.sleep(60)
 """
-    with Server(*SYNC, "--sticky-sync-timeout", "1", config=config) as server:
+    with Server(*kind.args, *SYNC, "--sticky-sync-timeout", "1", kind.app("whoami"), config=config) as server:
         refused(server, 503)
 
 
-def test_a_hook_that_fails_is_answered_500():
+def test_a_hook_that_fails_is_answered_500(kind: Kind):
     config = """
 def sticky_connection(worker, connection):
     raise LookupError("no such client")
 """
-    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
+    with Server(*kind.args, "-w", "1", kind.app("whoami"), config=config) as server:
         refused(server, 500)
         server.wait_for_log("Exception in the sticky_connection hook")
         server.wait_for_log("LookupError: no such client")
         server.wait_for_log(r"500, the sticky_connection hook has failed \(setting: sticky_connection\)")
 
 
-def test_a_held_connection_does_not_keep_the_server_from_stopping():
+def test_a_held_connection_does_not_keep_the_server_from_stopping(kind: Kind):
     config = """
 def sticky_connection(worker, connection):
     worker.log.info("held")
 """
-    with Server(*SYNC, "--graceful-timeout", "2", config=config) as server:
+    with Server(*kind.args, *SYNC, "--graceful-timeout", "2", kind.app("whoami"), config=config) as server:
         client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
         server.wait_for_log("held")

@@ -49,10 +49,12 @@ class ThreadConnection(TConn, Served):  # type: ignore[misc]
         #: The head of its next request, as far as it has arrived, and how often it has been looked at.
         self.head: LaterHead | None = None
         self.looks = 0
-        #: How its first request is to be refused.
+        #: Whether the hook has let it pass; or how its first request is to be refused.
+        self.is_admitted = False
         self.refusal: Refusal | None = None
-        #: Whether it is closed so that an answer arrives, see shared/refusals.py.
+        #: Whether it is closed so that an answer arrives, see shared/refusals.py; and whether that has begun.
         self.lingers = False
+        self.is_gone = False
         self.data_ready = True  # a thread gets it when there is something to be read
 
     def init(self) -> None:

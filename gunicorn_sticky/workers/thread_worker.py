@@ -111,13 +111,21 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         #: Whether later requests can be handed over.
         self._has_gate = not cfg.is_ssl
         self._silent = Deadlines[ThreadConnection](SILENCE + cfg.keepalive, self._drop)
+        self._held = Deadlines[ThreadConnection](cfg.sticky_sync_timeout, self._refuse_held)
         self._heads = Deadlines[ThreadConnection](cfg.sticky_header_timeout, self._refuse_slow)
         self._slow = Deadlines[ThreadConnection](limits.SLOW, self._watch_head)
         self._lingering = Deadlines[ThreadConnection](LINGER, self._close)
         self._returning = Deadlines[functools.partial[None]](limits.RETRY, lambda again: again())
         self._no_files = Deadlines[ThreadInbox](NO_FILES, lambda _: self._watch_inboxes())
-        waiting = (self._silent, self._heads, self._slow, self._lingering, self._returning, self._no_files)
-        self._waiting: tuple[Deadlines[Any], ...] = waiting
+        self._waiting: tuple[Deadlines[Any], ...] = (
+            self._silent,
+            self._held,
+            self._heads,
+            self._slow,
+            self._lingering,
+            self._returning,
+            self._no_files,
+        )
 
     def run(self) -> None:
         """Serve (`gunicorn.workers.gthread.ThreadWorker.run`)."""
@@ -294,7 +302,23 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
     def begin(self, conn: ThreadConnection) -> Refusal | None:
         """Prepare, in a thread, what a connection needs before its first request, and return how to refuse it."""
         self._served[conn.sock] = conn  # TLS has changed that
-        return self._call_hook(conn, Listener(conn.server)) if self.admits else None
+        if not self.admits:
+            return None
+        if self.cfg.sticky_sync:
+            self.method_queue.defer(self._held.add, conn)
+        refusal = self._call_hook(conn, Listener(conn.server))
+        with self.load.lock:
+            conn.is_admitted = refusal is None and conn.refusal is None
+            return conn.refusal or refusal
+
+    def _refuse_held(self, conn: ThreadConnection) -> None:
+        """Refuse a connection whose hook still has its thread, which nobody can take away from it."""
+        with self.load.lock:
+            if conn.is_admitted or conn.is_gone:
+                return
+            conn.refusal = self._not_released()
+        self._refuse(conn, conn.refusal)
+        self._drop(conn)
 
     def handle(self, conn: Any) -> Any:
         """Serve a request, in a thread."""
@@ -312,6 +336,10 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if not self._seat:
             super().finish_request(conn, fs)
             return
+        if conn.is_gone:
+            self._watch_inboxes()
+            return
+        self._held.discard(conn)
         if not fs.cancelled() and fs.exception() is None and fs.result():
             self.load.waits(conn)
             if conn.parser.unreader.buf.getvalue():
@@ -413,8 +441,9 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     def let_go(self, conn: ThreadConnection, graceful: bool) -> None:
         """Close a connection so that what was answered arrives, if that is asked for; do not wait for it here."""
+        conn.is_gone = True
         self._unwatch(conn)
-        for deadlines in (self._silent, self._heads, self._slow):
+        for deadlines in (self._silent, self._held, self._heads, self._slow):
             deadlines.discard(conn)
         self.load.disconnected(conn)
         if graceful or conn.lingers:

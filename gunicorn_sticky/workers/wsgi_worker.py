@@ -75,7 +75,11 @@ class WSGIStickyWorker(StickyWorker):
         except Exception:
             self.log.exception("Exception in the sticky_connection hook")
             return HOOK_FAILED
-        return NOT_RELEASED.because(event=self.cfg.sticky_sync_event, seconds=seconds)
+        return self._not_released()
+
+    def _not_released(self) -> Refusal:
+        cfg = self.cfg
+        return NOT_RELEASED.because(event=cfg.sticky_sync_event, seconds=cfg.sticky_sync_timeout)
 
     def _time_limit(self, seconds: float | None) -> contextlib.AbstractContextManager[object]:
         """Return what ends a block, without an exception, after some seconds: only some kinds can interrupt a hook."""
