@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.harness import STICKY, Server, wait_for
+from support.harness import Server, wait_for
+from support.kinds import KINDS, Kind
 
 from gunicorn_sticky.status.snapshot import find
 
@@ -22,10 +23,11 @@ def post_worker_init(worker):
 SIGNALS = ["SIGTERM", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGABRT"]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    kind: Kind = request.param
     options = ("-w", "1", "--keep-alive", "30", "--sticky-cluster-socket", "cluster", "--sticky-by", "session")
-    with Server(*STICKY, *options, "forks:app", config=CONFIG) as server:
+    with Server(*kind.args, *options, kind.app("forks"), config=CONFIG) as server:
         server.wait_for_log(r"Slot 0: ready")
         yield server
 

@@ -7,20 +7,15 @@ import os
 import signal
 import sys
 import time
-
-import gevent
-
-from gunicorn_sticky import GeventStickyWorker
+from typing import Any
 
 #: Set by a hook of Gunicorn's.
-WORKER: GeventStickyWorker | None = None
+WORKER: Any = None
 
 
 def speak():
     """Do, and say, all that a worker does and says, in a child."""
     worker = WORKER
-    assert worker is not None
-    assert worker._seat is not None
     board, seat = worker._seat.board, worker.seat
     worker.alive = False
     worker.handle_exit(signal.SIGTERM, None)
@@ -46,11 +41,11 @@ def speak():
 
 def be_signalled(name):
     os.kill(os.getpid(), getattr(signal, name))
-    gevent.sleep(0.05)  # what a handler has spawned runs now
+    time.sleep(0.05)  # what a handler has spawned runs now
 
 
 def wait():
-    gevent.sleep(3)
+    time.sleep(3)
 
 
 def fail():
