@@ -76,7 +76,7 @@ def test_a_killed_worker_takes_with_it_what_it_was_serving_and_nothing_else(by: 
     with busy_server(by, 4) as server:
         kills = []
         with under_load(server, by) as load:
-            for round_ in range(times(3, 50)):
+            for round_ in range(times(2, 50)):
                 slot = round_ % 4
                 kills.append(kill(load, load.worker(slot), slot, stop=round_ % 2 == 1))
                 # Until its replacement answers, and has some requests inside again.
@@ -188,7 +188,7 @@ def test_a_killed_dispatcher_takes_with_it_what_it_was_looking_at_and_nothing_el
     with busy_server(by, 4) as server:
         kills = []
         with under_load(server, by) as load:
-            for round_ in range(times(3, 50)):
+            for round_ in range(times(2, 50)):
                 [dispatcher] = server.alive("dispatcher")
                 kills.append(kill(load, dispatcher, stop=round_ % 2 == 1))
                 load.wait_for_answers(kills[-1].killed, 50, lambda r: not r.kept)

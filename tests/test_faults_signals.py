@@ -58,7 +58,7 @@ def test_reload_loses_nothing_but_sessions_after_the_graceful_timeout(by: str):
     with busy_server(by, 3, "--graceful-timeout", str(GRACE)) as server:
         replaced: dict[int, float] = {}
         with under_load(server, by, workers=3) as load:
-            for _ in range(times(2, 20)):
+            for _ in range(times(1, 20)):
                 old = set(server.alive("worker"))
                 replaced |= dict.fromkeys(old, time.monotonic() + GRACE)
                 server.send_signal(signal.SIGHUP)
