@@ -115,18 +115,24 @@ def test_sync() -> None:
 
 
 @contextmanager
-def demo() -> Iterator[Server]:
+def demo(number: signal.Signals) -> Iterator[Server]:
+    """Run the demo, which has to stop cleanly on a signal."""
     with Server(command=DEMO, bind=None, env={"PORT": "0"}) as server:
         try:
             server.wait_for_log("The chat is at")
             yield server
         finally:
-            server.stop()  # it ends Gunicorn, which has a process group of its own
+            code = server.stop(number)  # it ends Gunicorn, which has a process group of its own
+        gunicorn = int(server.wait_for_log(r"Listening at: .* \((\d+)\)").group(1))
+        assert code == 0
+        assert not Path(f"/proc/{gunicorn}").exists()
+        assert "Traceback" not in server.log
+        assert "ERROR" not in server.log
 
 
 @pytest.fixture(scope="module")
 def chat() -> Iterator[Server]:
-    with demo() as server:
+    with demo(signal.SIGTERM) as server:
         yield server
 
 
@@ -170,7 +176,7 @@ class Guest:
 
 
 def test_chat_shows_all_workers_and_a_line_before_anybody_has_typed() -> None:
-    with demo() as server, ExitStack() as stack:
+    with demo(signal.SIGINT) as server, ExitStack() as stack:
         for transports in (["polling"], ["websocket"], ["polling", "websocket"]):
             start = time.monotonic()
             guest = Guest(stack, server, transports)
@@ -250,16 +256,6 @@ def test_two_browser_windows_on_different_workers_chat(chat: Server) -> None:
         "answers": f"24 requests, answered by 1 worker: {one}",
         "errors": [],
     }
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo_stops_cleanly(number: signal.Signals) -> None:
-    with demo() as server:
-        gunicorn = int(server.wait_for_log(r"Listening at: .* \((\d+)\)").group(1))
-        assert server.stop(number) == 0
-        assert not Path(f"/proc/{gunicorn}").exists()
-        assert "Traceback" not in server.log
-        assert "ERROR" not in server.log
 
 
 def test_demo_says_that_the_port_is_in_use() -> None:
