@@ -30,7 +30,7 @@ from gunicorn_sticky.routing.proxy_protocol import Malformed, parse
 from gunicorn_sticky.routing.session_ids import Ids
 from gunicorn_sticky.workers.parser import refuser
 
-settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=150)
+settings.register_profile("suite", derandomize=True, database=None, deadline=None, max_examples=100)
 settings.register_profile("long", database=None, deadline=None, max_examples=20_000)
 PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 

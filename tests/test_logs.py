@@ -318,8 +318,10 @@ def test_slots_over_reload_resize_and_end():
         assert "[WARNING]" not in server.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-@pytest.mark.parametrize("everybody", [False, True], ids=["the-master", "all-processes"])
+@pytest.mark.parametrize(
+    ("number", "everybody"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGQUIT, False)],
+)
 def test_no_alarm_at_the_end(number: int, everybody: bool):
     """Also if a terminal or a container sends the signal to all processes."""
     with Server(*STICKY, "-w", "1", "whoami:app") as server:

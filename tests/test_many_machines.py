@@ -1,4 +1,4 @@
-"""Many machines, as docs/many-machines.md has them: its HAProxy in front, a real Redis, and 4 workers on each host."""
+"""Many machines, as docs/many-machines.md has them: its HAProxy in front, a real Redis, and 2 workers on each host."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gunicorn_sticky.routing.session_ids import Ids
 
 PAGE = TESTS.parent / "docs" / "many-machines.md"
 CROWD = [str(BIN / "python"), str(TESTS / "clients" / "reconnecting.py")]
-WORKERS = 4
-CLIENTS = 100
+WORKERS = 2
+CLIENTS = 60
 #: The addresses of the page. Clients are where the balancer is.
 BALANCER = "10.0.0.1"
 HOSTS = {"a": "10.0.0.2", "b": "10.0.0.3"}

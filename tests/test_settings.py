@@ -470,7 +470,7 @@ def test_reuse_port(load, by):
         check(load("--reuse-port", f"--sticky-by={by}"))
 
 
-@pytest.mark.parametrize("by", ["ip", "header", "session", "cookie"])
+@pytest.mark.parametrize("by", ["ip", "header", "session"])
 def test_proxy_protocol(by):
     """The client that the PROXY header names is the key, where nothing else is."""
     args = [f"--sticky-by={by}", "--sticky-ignore-missing-header", "--proxy-protocol=auto"]
