@@ -34,7 +34,7 @@ def load(server: Server) -> Iterator[list[str]]:
 
     def run(clients: list[str]) -> None:
         for client in itertools.cycle(clients):
-            if done.wait(0.005):  # some 500 requests a second, so that the server has time for what is tested
+            if done.wait(0.015):  # some 200 requests a second, so that the server has time for what is tested
                 return
             try:
                 who = server.who(source=client)
