@@ -19,8 +19,10 @@ BIN := .venv/bin
 READY := .venv/ready
 FUZZ_READY := .venv/fuzz-ready
 OLDEST_GUNICORN := .venv/oldest-gunicorn
-COVERAGE_READY := .venv/coverage-ready
-# With the data of each process; some of them run as another user.
+# Where coverage is measured: that needs sys.monitoring (PEP 669), as its tracer for older Pythons gets lost in greenlets.
+COVERAGE_PYTHON ?= 3.13
+COVERAGE_VENV := .ci/venv-coverage
+# The data of each process; some of them run as another user.
 COVERAGE := build/coverage
 DEMO := .venv-demo
 BENCH_READY := .venv/bench-ready
@@ -37,6 +39,11 @@ apt_get_install = sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1)
 
+# Shell commands that find a version of Python, and call it "none" if it is not present.
+find_python = for python in python$(1) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(1).*/bin/python$(1) none; do \
+	! $$python -c 'import ensurepip' 2>/dev/null || break; \
+done
+
 .PHONY: test coverage lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build \
 	matrix clean programs venv
 
@@ -45,13 +52,18 @@ test: programs $(READY)
 	$(BIN)/pytest -n $(LOADS) --dist loadgroup -m load
 
 # All tests, some of which fail as they take longer; what matters is the table, and build/coverage/html.
-coverage: programs $(COVERAGE_READY)
+coverage: programs $(COVERAGE_VENV)/ready
 	@rm -rf $(COVERAGE)
 	@mkdir -p -m 777 $(COVERAGE)
-	COVERAGE_PROCESS_START=$(CURDIR)/setup.cfg COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/data $(MAKE) --ignore-errors test
-	@$(BIN)/coverage combine --quiet --data-file $(COVERAGE)/data $(COVERAGE)
-	@$(BIN)/coverage html --quiet --data-file $(COVERAGE)/data --directory $(COVERAGE)/html
-	$(BIN)/coverage report --data-file $(COVERAGE)/data
+	-$(covered) -n $(JOBS) --dist loadgroup -m "not load"
+	-$(covered) -n $(LOADS) --dist loadgroup -m load
+	@find $(COVERAGE) -empty -delete
+	@$(COVERAGE_VENV)/bin/coverage combine --quiet --data-file $(COVERAGE)/data $(COVERAGE)
+	@$(COVERAGE_VENV)/bin/coverage html --quiet --data-file $(COVERAGE)/data --directory $(COVERAGE)/html
+	$(COVERAGE_VENV)/bin/coverage report --data-file $(COVERAGE)/data
+
+coverage: covered = COVERAGE_PROCESS_START=$(CURDIR)/setup.cfg COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/data \
+	$(COVERAGE_VENV)/bin/pytest -q
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -121,9 +133,7 @@ build: $(READY)
 matrix: programs
 	@set -e; gunicorn=$(OLDEST); tests="not load and not programs"; \
 	for version in $(PYTHONS); do \
-		for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python$$version none; do \
-			! $$python -c 'import ensurepip' 2>/dev/null || break; \
-		done; \
+		$(call find_python,$$version); \
 		if [ $$python = none ]; then echo "Python $$version: not present"; continue; fi; \
 		venv=.ci/venv-$$version; \
 		$$python -m venv $$venv; \
@@ -156,8 +166,11 @@ $(FUZZ_READY): $(READY)
 	@$(BIN)/pip install --quiet --no-deps --target $(OLDEST_GUNICORN) $(OLDEST)
 	@touch $@
 
-$(COVERAGE_READY): $(READY)
-	@$(BIN)/pip install --quiet --group coverage
+$(COVERAGE_VENV)/ready: pyproject.toml | venv
+	@$(call find_python,$(COVERAGE_PYTHON)); \
+	$$python -m venv $(COVERAGE_VENV)
+	@$(COVERAGE_VENV)/bin/pip install --quiet --upgrade $(GROUPS_PIP)
+	@$(COVERAGE_VENV)/bin/pip install --quiet -e '$(EXTRAS)' --group coverage --group test
 	@touch $@
 
 $(BENCH_READY): $(READY) | programs

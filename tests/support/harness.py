@@ -210,7 +210,7 @@ class Server:
     def _quit(self) -> None:
         """Let all processes end by themselves, if they do: coverage writes what it has seen at the end of each."""
         with contextlib.suppress(ProcessLookupError, AssertionError):
-            self.send_signal(signal.SIGQUIT)
+            os.killpg(self._session, signal.SIGQUIT)  # also a status server: its master would kill it
             wait_for(lambda: not self.session(), "all processes to end by themselves", 5)
 
     def __enter__(self: ServerT) -> ServerT:
