@@ -49,6 +49,9 @@ announce = print
 #: A request that an application of Engine.IO and tests/apps/whoami.py answer, with all headers that can be the key.
 PATH = "/socket.io/?EIO=4&transport=polling"
 HEADERS = dict.fromkeys(("X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "X-Tenant"), "203.0.113.7")
+#: What is "app:app" unless a page says so.
+APP = {"WSGI": "from whoami import app\n", "ASGI": "from as_asgi import whoami as app\n"}
+ASGI = re.compile(r"ASGI|[Uu]vicorn")
 #: Programs that act on what is not here, and what a page with one of them has to say.
 ELSEWHERE = ("aws", "git", "heroku", "systemctl")
 NOT_RUN = re.compile(r"\*\*not\*\*\s+been\s+(run|built)")
@@ -61,7 +64,7 @@ class Reader:
         self.page = page
         self.folder = folder
         self.server: Server | None = None
-        (folder / "app.py").write_text("from whoami import app\n")
+        (folder / "app.py").write_text(APP["WSGI"])
         shutil.copytree(EXAMPLES / "django_socketio" / "mysite", folder / "mysite")
 
     def read(self, block: Block) -> None:
@@ -160,6 +163,10 @@ class Reader:
         if "--sticky-status" in arguments:
             arguments[arguments.index("--sticky-status") + 1] = "127.0.0.1:0"
         config = self.folder / "gunicorn.conf.py"
+        app = self.folder / "app.py"
+        if app.read_text() in APP.values():  # not the page's own
+            described = " ".join(arguments) + (config.read_text() if config.exists() else "")
+            app.write_text(APP["ASGI" if ASGI.search(described) else "WSGI"])
         self.server = Server(
             *arguments,
             *(() if "WEB_CONCURRENCY" in env else ("-w", "1")),
@@ -174,7 +181,7 @@ class Reader:
     def close(self) -> None:
         if self.server:
             with self.server:
-                self.server.stop(signal.SIGINT)
+                pass  # which ends it
             self.server = None
 
     # --- files ---
