@@ -280,14 +280,16 @@ class StickySessionKeys(_Grouped, Setting):  # type: ignore[misc]
     cli = ("--sticky-session-keys",)
     meta = "KEYS"
     validator = _validate_session_keys
-    default = ("query:sid",)
+    default = ("query:sid", "query:session_id", "query:client_id", "header:mcp-session-id")
     desc = """\
         Where a request carries its session id: ``query:NAME``, ``header:NAME``
         or ``cookie:NAME``, several of them as a list or separated by commas.
 
-        Only read with ``sticky_by = "session"``. Engine.IO (Socket.IO) mints ids
-        that carry their worker without a change in the application; others get
-        them from :func:`gunicorn_sticky.session_id`.
+        Only read with ``sticky_by = "session"``. Some frameworks mint ids that
+        carry their worker without a change in the application, and the default
+        is where those are: Engine.IO's (Socket.IO), MCP's over SSE, NiceGUI's,
+        and MCP's over streamable HTTP. Applications get ids of their own from
+        :func:`gunicorn_sticky.session_id`.
         """
 
 

@@ -6,11 +6,12 @@ import random
 import re
 import string
 from collections import Counter
+from uuid import RFC_4122, UUID
 
 import pytest
 
 from gunicorn_sticky.routing.session_ids import OWNERS, TAG, Ids
-from gunicorn_sticky.sessions.minting import Minter, own_id, session_id
+from gunicorn_sticky.sessions.minting import Minter, new_uuid, own_id, own_uuid, session_id
 from gunicorn_sticky.shared import current
 from gunicorn_sticky.shared.metrics import Metrics
 
@@ -131,6 +132,63 @@ def test_garbage_has_no_owner():
         assert ids.owner(value) is None
 
 
+# --- UUIDs ---
+
+
+def uuids(count: int, seed: int) -> list[UUID]:
+    chosen = random.Random(seed)
+    return [UUID(bytes=chosen.randbytes(16), version=4) for _ in range(count)]
+
+
+@pytest.mark.parametrize("owner", [0, 1, 255, 256, 65536, OWNERS - 1])
+def test_the_owner_is_in_the_node_of_a_uuid(owner: int):
+    for uuid in uuids(50, 1):
+        tagged = Ids(SECRET).tag_uuid(uuid, owner)
+        assert (tagged.version, tagged.variant, tagged.hex[:20]) == (4, RFC_4122, uuid.hex[:20])
+        for text in (str(tagged), tagged.hex, str(tagged).upper(), tagged.hex.upper()):
+            assert Ids(SECRET).owner(text.encode()) == owner
+
+
+def test_a_uuid_that_is_not_ours_has_no_owner():
+    ids = Ids(SECRET)
+    for uuid in uuids(50_000, 2):
+        assert ids.owner(str(uuid).encode()) is None
+        assert ids.owner(uuid.hex.encode()) is None
+    for uuid in uuids(100, 3):
+        assert Ids(bytes(16)).owner(str(ids.tag_uuid(uuid, 7)).encode()) is None
+
+
+def test_no_character_of_a_uuid_can_be_changed_added_or_removed():
+    ids = Ids(SECRET)
+    for uuid in uuids(20, 4):
+        for text in (str(ids.tag_uuid(uuid, 7)), ids.tag_uuid(uuid, 7).hex):
+            for at in range(len(text)):
+                assert ids.owner((text[:at] + text[at + 1 :]).encode()) is None
+                for other in {*"0123456789abcdefg-"} - {text[at]}:
+                    assert ids.owner((text[:at] + other + text[at + 1 :]).encode()) is None
+                    assert ids.owner((text[:at] + other + text[at:]).encode()) is None
+
+
+def test_nodes_do_not_tell_the_owner():
+    ids = Ids(SECRET)
+    nodes = {ids.tag_uuid(uuid, owner).node for uuid in uuids(5000, 5) for owner in (1, 2)}
+    assert len(nodes) == 10_000
+    counts = Counter(digit for node in nodes for digit in f"{node:012x}")
+    assert max(counts.values()) < 1.1 * min(counts.values())
+
+
+def test_an_id_that_happens_to_look_like_a_uuid():
+    """As one in 3 000 does that is made from a text of 24 digits, such as an ObjectId."""
+    ids = Ids(SECRET)
+    chosen = random.Random(9)
+    found = 0
+    while not found:
+        text = f"{chosen.getrandbits(96):024x}"
+        identifier = ids.tag(text, 7)
+        found = bool(re.fullmatch("[0-9a-fA-F]{32}", identifier))
+        assert ids.owner(identifier.encode()) == 7
+
+
 def test_session_id_outside_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(current, "minter", None)
     assert session_id("mine") == "mine"
@@ -146,6 +204,19 @@ def test_session_id_in_a_sticky_worker(monkeypatch: pytest.MonkeyPatch):
     assert session_id() != session_id()
     assert Ids(SECRET).owner(session_id().encode()) == 9
     assert minted.value == 5
+
+
+def test_uuids_of_a_worker(monkeypatch: pytest.MonkeyPatch):
+    (uuid,) = uuids(1, 1)
+    monkeypatch.setattr(current, "minter", None)
+    assert own_uuid(uuid) == uuid
+    assert new_uuid().version == 4
+    minted = Metrics().worker(0).minted
+    monkeypatch.setattr(current, "minter", Minter(Ids(SECRET), 9, minted.inc))
+    assert own_uuid(uuid) == Ids(SECRET).tag_uuid(uuid, 9)
+    assert Ids(SECRET).owner(new_uuid().hex.encode()) == 9
+    assert new_uuid() != new_uuid()
+    assert minted.value == 4
 
 
 def test_an_id_is_tagged_once_for_its_worker(monkeypatch: pytest.MonkeyPatch):

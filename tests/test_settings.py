@@ -128,7 +128,7 @@ def test_defaults(tmp_path):
         "sticky_ignore_missing_header": "False",
         "sticky_ipv6_prefix": "64",
         "sticky_proxy": "None",
-        "sticky_session_keys": "['query:sid']",
+        "sticky_session_keys": "['query:sid', 'query:session_id', 'query:client_id', 'header:mcp-session-id']",
         "sticky_slot_header": "False",
         "sticky_status": "None",
         "sticky_sync": "False",

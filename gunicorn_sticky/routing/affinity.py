@@ -303,6 +303,8 @@ class SessionReader(Reader):
             head.find_line(data, size)
             if self._queries and (query := head.query(data)):
                 for rank, parameter in self._queries:
+                    if head.owner is not None:
+                        break
                     self._try(rank, parameter.values(query), head)
         elif not head.has_news(data, size):
             raise Incomplete

@@ -179,7 +179,8 @@ class Query:
     """
 
     def __init__(self, name: str) -> None:
-        self._plain = re.compile(rb"&%s=([^&]*)" % re.escape(name.replace("+", "%2B").encode()))
+        self._begins = name.replace("+", "%2B").encode() + b"="
+        self._plain = re.compile(rb"&%s([^&]*)" % re.escape(self._begins))
         letters = (
             b"(?:%s%%(?i:%02x))" % (b"" if letter == b"+" else re.escape(letter) + b"|", ord(letter))
             for letter in (bytes([code]) for code in name.encode())
@@ -189,7 +190,7 @@ class Query:
     def values(self, query: bytes) -> list[bytes]:
         """Return the parameter's first values, at most `MAX_VALUES`, decoded, in a query string."""
         if b"%" not in query and b"+" not in query:
-            return _first(self._plain, b"&" + query)
+            return _first(self._plain, b"&" + query) if self._begins in query else []
         return [unquote_to_bytes(value.replace(b"+", b" ")) for value in _first(self._encoded, b"&" + query)]
 
 

@@ -4,6 +4,8 @@ Pure. An id is any text, followed by a tag of 8 characters of ``A-Za-z0-9_-``: t
 check of both. So whoever knows the secret can read the owner in the id, without a table, and nobody else can: the tag
 tells neither the owner nor how many there are, it cannot be made up or moved to another id, and the text in front of it
 keeps all its entropy.
+
+An id that has to be a UUID (RFC 9562) has the tag in the place of its node, the last 48 bits, which are as many.
 """
 
 from __future__ import annotations
@@ -11,13 +13,19 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2b
+from uuid import UUID
 
 #: Characters that an id grows by.
 TAG = 8
 #: Owners are numbered from 1, modulo this.
 OWNERS = 1 << 24
 
+#: Characters of a UUID in front of its node, and what it may be written in: with hyphens or without.
+_BEFORE_NODE = 20
+_UUIDS = (32, 36)
+
 _TAG = re.compile(rb"[A-Za-z0-9_-]{8}")
+_DIGITS = re.compile(rb"[0-9a-f]{32}")
 
 
 class Ids:
@@ -41,18 +49,28 @@ class Ids:
         check.update(owner + text)
         return check.digest()
 
+    def _tag(self, text: bytes, owner: int) -> bytes:
+        number = owner.to_bytes(3, "big")
+        return self._masked(text, number) + self._checked(text, number)
+
+    def _read(self, text: bytes, tag: bytes) -> int | None:
+        owner = self._masked(text, tag[:3])
+        return int.from_bytes(owner, "big") if self._checked(text, owner) == tag[3:] else None
+
     def tag(self, text: str, owner: int) -> str:
         """Return `text` with a tag that says it belongs to `owner`."""
-        raw, number = text.encode(), owner.to_bytes(3, "big")
-        return text + urlsafe_b64encode(self._masked(raw, number) + self._checked(raw, number)).decode()
+        return text + urlsafe_b64encode(self._tag(text.encode(), owner)).decode()
+
+    def tag_uuid(self, uuid: UUID, owner: int) -> UUID:
+        """Return `uuid` with a tag in the place of its node."""
+        text = uuid.hex[:_BEFORE_NODE]
+        return UUID(text + self._tag(text.encode(), owner).hex())
 
     def owner(self, value: bytes) -> int | None:
         """Return the owner of an id, or None if the id is not one of ours."""
         text, encoded = value[:-TAG], value[-TAG:]
-        if not text or not _TAG.fullmatch(encoded):
-            return None
-        tag = urlsafe_b64decode(encoded)
-        owner = self._masked(text, tag[:3])
-        if self._checked(text, owner) != tag[3:]:
-            return None
-        return int.from_bytes(owner, "big")
+        owner = self._read(text, urlsafe_b64decode(encoded)) if text and _TAG.fullmatch(encoded) else None
+        if owner is None and len(value) in _UUIDS and _DIGITS.fullmatch(digits := value.replace(b"-", b"").lower()):
+            text, encoded = digits[:_BEFORE_NODE], digits[_BEFORE_NODE:]
+            owner = self._read(text, bytes.fromhex(encoded.decode()))
+        return owner

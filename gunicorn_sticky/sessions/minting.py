@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import UUID, uuid4
 
 from ..routing.session_ids import Ids
 from ..shared import current
@@ -24,6 +25,11 @@ class Minter:
         """Return `text` as an id of a new session of this worker."""
         self.count()
         return self.ids.tag(text, self.owner)
+
+    def mint_uuid(self, uuid: UUID) -> UUID:
+        """Return `uuid` as an id of a new session of this worker."""
+        self.count()
+        return self.ids.tag_uuid(uuid, self.owner)
 
     def is_own(self, text: str) -> bool:
         """Tell whether `text` is an id of this worker already."""
@@ -52,3 +58,13 @@ def own_id(text: str) -> str:
     if current.minter is not None and current.minter.is_own(text):
         return text
     return session_id(text)
+
+
+def own_uuid(uuid: UUID) -> UUID:
+    """Return an id for a session of this worker that is a UUID as well."""
+    return uuid if current.minter is None else current.minter.mint_uuid(uuid)
+
+
+def new_uuid() -> UUID:
+    """Do in the place of `uuid.uuid4`: return a random id for a session of this worker."""
+    return own_uuid(uuid4())

@@ -6,9 +6,12 @@ This is loaded at the start of every Python program: it imports nothing.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
+    from uuid import UUID
 
     class Minter(Protocol):
         def mint(self, text: str) -> str: ...
+
+        def mint_uuid(self, uuid: UUID) -> UUID: ...
 
         def is_own(self, text: str) -> bool: ...
 

@@ -20,7 +20,7 @@ from gunicorn.errors import HaltServer
 from .. import configuration, settings
 from ..routing.affinity import reader
 from ..routing.session_ids import Ids
-from ..sessions import engineio
+from ..sessions import engineio, mcp, nicegui
 from ..sessions.minting import Minter
 from ..shared import current
 from ..shared.board import RUNNING
@@ -147,7 +147,8 @@ class StickyWorker:
         seat.metrics.pid.set(os.getpid())
         if affinity.by_session:
             current.minter = Minter(Ids(seat.secret), seat.owner, self.load.minted)
-            engineio.own_ids()
+            for framework in (engineio, mcp, nicegui):
+                framework.own_ids()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._become_child
         )
