@@ -19,6 +19,10 @@ class Kind:
     #: "wsgi" or "asgi".
     interface: str
     options: tuple[str, ...] = ()
+    #: What makes a worker of it full with two requests.
+    full: tuple[str, ...] = ("--worker-connections", "2")
+    #: Whether an application sees the peer's address as it is, whatever X-Forwarded-For says.
+    shows_peer: bool = True
     #: Where it is said how long a worker of this kind waits.
     limits: str = "gunicorn_sticky.workers.limits"
 
@@ -37,7 +41,7 @@ class Kind:
 
 KINDS = (
     Kind("gevent", "GeventStickyWorker", "gevent", "wsgi"),
-    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40")),
+    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40"), full=("--threads", "2")),
 )
 
 
