@@ -43,6 +43,7 @@ SERVERS = [
     ("Gevent", "flask-socketio", "header"),
     ("Gevent", "python-socketio", "session"),
     ("Gevent", "flask-socketio", "session"),
+    ("Thread", "flask-socketio", "session"),
     ("ASGI", "async", "session"),
     ("Uvicorn", "async", "session"),
 ]
@@ -68,7 +69,7 @@ def by(kind: tuple[str, str, str]) -> str:
 @pytest.fixture(scope="module")
 def server(kind: tuple[str, str, str]) -> Iterator[Server]:
     worker, app, by = kind
-    sticky = ("-k", f"gunicorn_sticky.{worker}StickyWorker")
+    sticky = ("-k", f"gunicorn_sticky.{worker}StickyWorker", "--threads", "100")  # which only one of them has
     with Server(*sticky, *OPTIONS[by], *KEEP_ALIVE, "-w", str(WORKERS), APPS[app]) as server:
         # Those who boot first would get all the sessions.
         server.wait_for_log(r"Slot \d: ready", count=WORKERS)

@@ -1,5 +1,7 @@
 """Flask-SocketIO: answers the event "who"."""
 
+import sys
+
 import lean  # noqa: F401
 from flask import Flask, request
 from flask_socketio import SocketIO
@@ -7,7 +9,7 @@ from seen import watched, who
 
 flask = Flask(__name__)
 # The heartbeat is short for clients to have some while the tests look at them.
-socketio = SocketIO(flask, ping_interval=1)
+socketio = SocketIO(flask, ping_interval=1, async_mode="gevent" if "gevent" in sys.modules else "threading")
 app = watched(flask)
 
 
