@@ -419,7 +419,7 @@ class StickyConnection(_Grouped, Setting):  # type: ignore[misc]
 
     default = staticmethod(sticky_connection)
     desc = """\
-        Called in the connection's own greenlet before its first request.
+        Called in the connection's own greenlet or thread, before its first request.
 
         The callable needs to accept two instance variables for the Worker and
         the :class:`gunicorn_sticky.Connection`, which tells the ``address`` of
