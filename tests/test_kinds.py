@@ -189,7 +189,7 @@ def waiting(server: Server) -> int:
 
 def test_a_full_worker_leaves_the_rest_in_its_channel(kind: Kind):
     """There, others see it; and nobody else waits."""
-    with Server(*kind.args, *kind.full, "-w", "2", kind.app("whoami")) as server:
+    with Server(*kind.args, *kind.limit(2), "-w", "2", kind.app("whoami")) as server:
         full, other = client_of(server, 0), client_of(server, 1)
         with answers(6, lambda _: server.who(path="/hold", source=full, timeout=60)) as found:
             wait_for(lambda: waiting(server) == 4, "four of six to wait")

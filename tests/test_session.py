@@ -19,9 +19,11 @@ from urllib.parse import quote
 import pytest
 import requests
 from support.harness import STICKY, TESTS, Server, addresses, npm_ci, request, wait_for
+from support.kinds import Kind, each_kind
 
 KEYS = "query:session_id,header:mcp-session-id,cookie:session"
 APP = (*STICKY, "--sticky-by", "session", "--sticky-session-keys", KEYS, "sessions:app")
+BY_SESSION = ("--sticky-by", "session", "--sticky-session-keys", KEYS)
 ENGINEIO = (*STICKY, "--sticky-by", "session", "sio_app:app")
 POLL = "/socket.io/?EIO=4&transport=polling"
 
@@ -87,8 +89,9 @@ def test_a_session_of_a_worker_that_is_gone():
         assert answer["pid"] != session["pid"]
 
 
-def test_what_a_killed_worker_has_not_taken_is_answered_by_another():
-    with Server(*APP, "-w", "2") as server:
+@each_kind()
+def test_what_a_killed_worker_has_not_taken_is_answered_by_another(kind: Kind):
+    with Server(*kind.args, *BY_SESSION, "-w", "2", kind.app("sessions")) as server:
         ready(server, 2)
         session = new(server)
         other = wait_for(lambda: next((it for it in [new(server)] if it["pid"] != session["pid"]), None), "another one")
@@ -132,8 +135,9 @@ def test_what_a_worker_that_is_gone_has_not_taken_is_answered_also_if_the_dispat
             client.close()
 
 
-def test_a_draining_worker_keeps_its_sessions_and_gets_no_new_ones():
-    with Server(*APP, "-w", "2", "--graceful-timeout", "60") as server:
+@each_kind()
+def test_a_draining_worker_keeps_its_sessions_and_gets_no_new_ones(kind: Kind):
+    with Server(*kind.args, *BY_SESSION, "-w", "2", "--graceful-timeout", "60", kind.app("sessions")) as server:
         ready(server, 2)
         session = new(server)
         held = socket.create_connection(("127.0.0.1", server.port), timeout=60)
@@ -152,8 +156,9 @@ def test_a_draining_worker_keeps_its_sessions_and_gets_no_new_ones():
         assert wait_for(lambda: use(server, session["id"]), "an answer")["status"] == 404
 
 
-def test_a_draining_worker_stays_between_two_requests_of_a_client():
-    with Server(*APP, "-w", "1", "--graceful-timeout", "60") as server:
+@each_kind()
+def test_a_draining_worker_stays_between_two_requests_of_a_client(kind: Kind):
+    with Server(*kind.args, *BY_SESSION, "-w", "1", "--graceful-timeout", "60", kind.app("sessions")) as server:
         ready(server, 1)
         session = new(server)
         os.kill(session["pid"], signal.SIGTERM)
@@ -166,9 +171,10 @@ def test_a_draining_worker_stays_between_two_requests_of_a_client():
         server.wait_for_log(rf"Worker exiting \(pid: {session['pid']}\)", timeout=10)
 
 
-def test_a_full_worker_drains_without_standing_still():
+@each_kind()
+def test_a_full_worker_drains_without_standing_still(kind: Kind):
     times = ("--timeout", "2", "--graceful-timeout", "60")
-    with Server(*APP, "-w", "1", "--worker-connections", "1", *times) as server:
+    with Server(*kind.args, *kind.limit(1), *BY_SESSION, "-w", "1", *times, kind.app("sessions")) as server:
         ready(server, 1)
         session = new(server)
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as held:

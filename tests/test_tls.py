@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from support.harness import PATIENCE, STICKY, Server, addresses, wait_for
+from support.kinds import KINDS, Kind, each_kind
 
 pytestmark = pytest.mark.features
 
@@ -67,8 +68,9 @@ def slots(tls: Path, port: int, *args: str) -> dict[str, int]:
     return found
 
 
-def test_clients_are_spread_and_stay_with_their_worker(tls: Path):
-    with Server(*STICKY, "-w", "4", *options(tls), "whoami:app") as server:
+@each_kind()
+def test_clients_are_spread_and_stay_with_their_worker(tls: Path, kind: Kind):
+    with Server(*kind.args, "-w", "4", *options(tls), kind.app("whoami")) as server:
         before = slots(tls, server.port)
         assert len(set(before.values())) > 1
         assert slots(tls, server.port) == before
@@ -138,8 +140,9 @@ def test_a_certificate_that_is_not_there(tls: Path):
         assert "Booting" not in server.log
 
 
-def test_what_does_not_speak_tls_does_no_harm(tls: Path):
-    with Server(*STICKY, "-w", "2", *options(tls), "whoami:app") as server:
+@each_kind()
+def test_what_does_not_speak_tls_does_no_harm(tls: Path, kind: Kind):
+    with Server(*kind.args, "-w", "2", *options(tls), kind.app("whoami")) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
             client.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
@@ -151,14 +154,16 @@ def test_what_does_not_speak_tls_does_no_harm(tls: Path):
 
 
 H2 = ("--http-protocols", "h2,h1")
+HTTP2 = [kind for kind in KINDS if kind.http2]
 
 
 def url(port: int, path: str = "/", scheme: str = "https") -> str:
     return f"{scheme}://127.0.0.1:{port}{path}"
 
 
-def test_http2(tls: Path):
-    with Server(*STICKY, "-w", "4", *options(tls), *H2, "whoami:app") as server:
+@each_kind(HTTP2)
+def test_http2(tls: Path, kind: Kind):
+    with Server(*kind.args, "-w", "4", *options(tls), *H2, kind.app("whoami")) as server:
         before = slots(tls, server.port, "--http2")
         assert len(set(before.values())) > 1
         # The same worker serves a client that speaks HTTP/1.1.
@@ -167,9 +172,10 @@ def test_http2(tls: Path):
         assert version.stdout == "2"
 
 
-def test_streams_of_one_http2_connection(tls: Path):
+@each_kind(HTTP2)
+def test_streams_of_one_http2_connection(tls: Path, kind: Kind):
     """They are one client's, and one worker serves them all; their bodies are what was sent."""
-    with Server(*STICKY, "-w", "4", *options(tls), *H2, "whoami:app") as server:
+    with Server(*kind.args, "-w", "4", *options(tls), *H2, kind.app("whoami")) as server:
         urls = [url(server.port, f"/{number}") for number in range(20)]
         found = whos(curl(tls, "--http2", "--parallel", "--data-binary", "x" * 100_000, *urls))
         assert {who["PATH_INFO"] for who in found} == {f"/{number}" for number in range(20)}
@@ -177,8 +183,9 @@ def test_streams_of_one_http2_connection(tls: Path):
         assert len({who["pid"] for who in found}) == 1
 
 
-def test_http2_while_workers_are_replaced(tls: Path):
-    with Server(*STICKY, "-w", "2", *options(tls), *H2, "--max-requests", "2", "whoami:app") as server:
+@each_kind(HTTP2)
+def test_http2_while_workers_are_replaced(tls: Path, kind: Kind):
+    with Server(*kind.args, "-w", "2", *options(tls), *H2, "--max-requests", "2", kind.app("whoami")) as server:
         before = slots(tls, server.port, "--http2")
         server.wait_for_log("Autorestarting")
         assert slots(tls, server.port, "--http2") == before
@@ -189,13 +196,14 @@ def test_http2_while_workers_are_replaced(tls: Path):
 # Older versions of Gunicorn know HTTP/2 with TLS only.
 if "http2_cleartext" in Config().settings:
 
+    @each_kind(HTTP2)
     @pytest.mark.parametrize(
         ("allowed", "how"),
         [("prior-knowledge", "--http2-prior-knowledge"), ("upgrade", "--http2"), ("both", "--http2")],
     )
-    def test_http2_without_tls(tls: Path, allowed: str, how: str):
+    def test_http2_without_tls(tls: Path, kind: Kind, allowed: str, how: str):
         args = ("--http2-cleartext", allowed, "--http-protocols", "h2,h1", "--forwarded-allow-ips", "*")
-        with Server(*STICKY, "-w", "4", *args, "whoami:app") as server:
+        with Server(*kind.args, "-w", "4", *args, kind.app("whoami")) as server:
             found: dict[str, int] = {}
             for client in CLIENTS * 2:
                 target = (how, "--write-out", "%{stderr}%{http_version}", url(server.port, scheme="http"))

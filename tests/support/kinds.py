@@ -19,8 +19,10 @@ class Kind:
     #: "wsgi" or "asgi".
     interface: str
     options: tuple[str, ...] = ()
-    #: What makes a worker of it full with two requests.
-    full: tuple[str, ...] = ("--worker-connections", "2")
+    #: The option that says how many requests make a worker full.
+    room: str = "--worker-connections"
+    #: Whether it speaks HTTP/2.
+    http2: bool = True
     #: Whether an application sees the peer's address as it is, whatever X-Forwarded-For says.
     shows_peer: bool = True
     #: Where it is said how long a worker of this kind waits.
@@ -30,6 +32,10 @@ class Kind:
     def args(self) -> tuple[str, ...]:
         """The command line up to what differs in tests."""
         return "-k", f"gunicorn_sticky.{self.worker_class}", *self.options
+
+    def limit(self, requests: int) -> tuple[str, ...]:
+        """Return the options of workers that are full with some requests."""
+        return self.room, str(requests)
 
     def app(self, module: str) -> str:
         """Return how the command line names an application of tests/apps, which are written for WSGI."""
@@ -41,7 +47,7 @@ class Kind:
 
 KINDS = (
     Kind("gevent", "GeventStickyWorker", "gevent", "wsgi"),
-    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40"), full=("--threads", "2")),
+    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40"), room="--threads"),
 )
 
 
