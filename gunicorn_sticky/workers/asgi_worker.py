@@ -5,6 +5,11 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from gunicorn import __version__, version_info
+
+if version_info < (27,):
+    raise RuntimeError(f"ASGIStickyWorker needs Gunicorn 27.0 or newer, and this is {__version__}")
+
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.http2.negotiation import prior_knowledge_allowed
 from gunicorn.workers.gasgi import ASGIWorker
@@ -66,8 +71,7 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         self._head_is_complete()
         if self._proxy_protocol != "off" and self._served.proxy is None:
             self._served.proxy = getattr(self._callback_parser, "proxy_protocol_info", None)
-        request = self._current_request
-        if self._h2c_upgrade_settings is not None or (request.may_upgrade() and self._is_websocket_upgrade(request)):
+        if self._h2c_upgrade_settings is not None or self._is_websocket_upgrade(self._current_request):
             self._stage = Stage.THROUGH
         return result
 
@@ -75,8 +79,18 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         super()._on_message_complete()
         self._message_is_complete()
 
-    async def _serve_http_request(self, *args: Any) -> Any:
-        keepalive = await super()._serve_http_request(*args)
+    if hasattr(ASGIProtocol, "_serve_http_request"):
+
+        async def _serve_http_request(self, *args: Any) -> Any:
+            return self._served_one(await super()._serve_http_request(*args))
+
+    else:  # before 27.0.1
+
+        async def _handle_http_request(self, *args: Any) -> Any:
+            return self._served_one(await super()._handle_http_request(*args))
+
+    def _served_one(self, keepalive: Any) -> Any:
+        """A request has been answered."""
         if keepalive:
             self._loop.call_soon(self._is_reset)
         return keepalive
