@@ -36,7 +36,8 @@ def pre_request(worker, req):
         assert seen["address"] == ["127.0.0.9", int(who["REMOTE_PORT"])]
         assert (seen["key"], seen["slot"]) == ("1.2.3.4", who["slot"])
         assert seen["listener"] == ["127.0.0.1", server.port]
-        assert server.log.index("hook ") < server.log.index("request /")
+        if kind.has_all:
+            assert server.log.index("hook ") < server.log.index("request /")
 
 
 def test_a_request_waits_for_its_release(kind: Kind):

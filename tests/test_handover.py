@@ -96,6 +96,8 @@ def pre_request(worker, req):
         slots = where(server)
         assert set(slots.values()) == set(range(workers))
         together(20, converse, kind, server, slots, requests)
+        if not kind.has_all:
+            return
         total = 20 * requests + len(KEYS)
 
         def logged() -> list[str]:
@@ -232,7 +234,7 @@ def test_missing_header_ignored_on_a_later_request(kind: Kind):
 
 
 def test_heads_in_pieces_and_large_ones(kind: Kind):
-    with Server(*kind.args, *BY_HEADER, "-w", "4", "--limit-request-field_size", "0", kind.app("whoami")) as server:
+    with Server(*kind.args, *BY_HEADER, "-w", "4", "--limit-request-field_size", "65536", kind.app("whoami")) as server:
         slots = where(server)
         connection = Connection(server.port)
         for n, key in enumerate(KEYS):

@@ -88,7 +88,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if omitted:
             app.cfg.set("workers", configuration.available_cpus())
         before = self.worker_class
-        super().setup(app)
+        try:
+            super().setup(app)
+        except ConfigError as error:  # of a worker class
+            raise Refused(str(error)) from None
         if omitted:
             self.log.info("Number of workers not given: %d, one per CPU (setting: workers)", self.num_workers)
         if not issubclass(self.worker_class, StickyWorker):

@@ -17,17 +17,12 @@ from enum import Enum
 from typing import Any, Protocol
 
 from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal
+from . import limits
 from .feed import Feed
 from .gate import NEED_MORE, SERVE, Gate, HandOver, LaterHead
 from .load import Load
 from .served import Served
 
-#: Seconds to wait, and between two tries, for the channel to the dispatcher or for a client that does not read.
-HAND_OVER = 30.0
-RETRY = 0.005
-#: After so many looks at a head that arrives in pieces, seconds between two of them.
-LOOKS = 16
-SLOW = 0.1
 #: Bytes behind a message that are read before it has been answered.
 MOST_HELD = 64 * 1024
 
@@ -228,9 +223,9 @@ class StickyProtocol(asyncio.Protocol):
             self._looks = 1
             self._stop_idle_timer()
             self._set_timer(self._sticky_worker.cfg.sticky_header_timeout, self._expire)
-        elif self._looks > LOOKS:
+        elif self._looks > limits.LOOKS:
             self._read(False)
-            self._loop.call_later(SLOW, self._read_on)
+            self._loop.call_later(limits.SLOW, self._read_on)
 
     def _read_on(self) -> None:
         if self._stage is Stage.BETWEEN:
@@ -248,7 +243,7 @@ class StickyProtocol(asyncio.Protocol):
         self._stop_idle_timer()
         self._read(False)
         info = self._served.info._replace(key=decision.key, unread=head, proxy=self._served.proxy)
-        self._move(info, time.monotonic() + HAND_OVER)
+        self._move(info, time.monotonic() + limits.HAND_OVER)
 
     def _move(self, info: Any, deadline: float) -> None:
         transport, worker = self.transport, self._sticky_worker
@@ -259,7 +254,7 @@ class StickyProtocol(asyncio.Protocol):
             worker.load.handed_over()
             self._let_go()
         elif time.monotonic() < deadline:
-            self._set_timer(RETRY, self._move, info, deadline)
+            self._set_timer(limits.RETRY, self._move, info, deadline)
         elif is_written:
             self.refuse(FULL_DISPATCHER)
         else:

@@ -188,7 +188,7 @@ class AsyncioStickyWorker(StickyWorker):
             inbox.start()
 
     def count_request(self) -> None:
-        """A request has been served: end after the last one, as Gunicorn's own workers do."""
+        """A request has come: end after the last one, as Gunicorn's own workers do."""
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
@@ -203,12 +203,14 @@ class AsyncioStickyWorker(StickyWorker):
         """Call the hook and wait for the release, or return why not to serve a connection."""
         released = Released()
         seconds = self.cfg.sticky_sync_timeout if self.cfg.sticky_sync else None
+        hook = self.cfg.sticky_connection
         connection = self.connection(served, Listener(served.info.listener), released)
 
         async def admit() -> None:
-            result = self.cfg.sticky_connection(self, connection)
-            if inspect.isawaitable(result):
-                await result
+            if inspect.iscoroutinefunction(hook):
+                await hook(self, connection)
+            else:
+                await asyncio.to_thread(hook, self, connection)  # where it may wait, and nobody else does
             if self.cfg.sticky_sync:
                 await released.wait()
 

@@ -49,13 +49,13 @@ class _UvicornProtocol(StickyProtocol):
 
     def _head_is_complete(self) -> None:
         super()._head_is_complete()
+        self._sticky_worker.count_request()
         if not self._sticky_worker.alive:
             self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         """A response has been sent (`uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete`)."""
         super().on_response_complete()  # type: ignore[misc]
-        self._sticky_worker.count_request()
         if not self.transport.is_closing():
             self._response_is_complete()
 

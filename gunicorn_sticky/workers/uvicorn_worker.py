@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import ConfigError
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
@@ -75,6 +76,17 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
         # The base counts requests, and a successor comes first.
         self.config.limit_max_requests = None
         self.config.timeout_notify = 0  # each second
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse what uvicorn cannot do (`gunicorn.workers.gasgi.ASGIWorker.check_config`).
+
+        Raises:
+            gunicorn.errors.ConfigError: the configuration asks for that
+        """
+        for name, none in (("proxy_protocol", "off"), ("protocol", "http"), ("http2_cleartext", "off")):
+            if getattr(cfg, name, None) not in (None, False, none):
+                raise ConfigError(f"uvicorn has no {name}: remove it, or use ASGIStickyWorker")
 
     async def _serve(self) -> None:
         """Serve (`uvicorn_worker.UvicornWorker._serve`)."""

@@ -4,10 +4,11 @@ import asyncio
 import importlib
 import io
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
-threads = ThreadPoolExecutor(100)
+from gunicorn_sticky.workers.thread_pool import DaemonPool
+
+threads = DaemonPool(100)
 
 
 def __getattr__(name):

@@ -25,6 +25,8 @@ class Kind:
     http2: bool = True
     #: Whether an application sees the peer's address as it is, whatever X-Forwarded-For says.
     shows_peer: bool = True
+    #: Whether it has Gunicorn's hooks for requests, access log and PROXY headers.
+    has_all: bool = True
     #: Where it is said how long a worker of this kind waits.
     limits: str = "gunicorn_sticky.workers.limits"
 
@@ -48,6 +50,16 @@ class Kind:
 KINDS = (
     Kind("gevent", "GeventStickyWorker", "gevent", "wsgi"),
     Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40"), room="--threads"),
+    Kind("asgi", "ASGIStickyWorker", "asgi", "asgi"),
+    Kind(
+        "uvicorn",
+        "UvicornStickyWorker",
+        "uvicorn_worker.UvicornWorker",
+        "asgi",
+        http2=False,
+        shows_peer=False,
+        has_all=False,
+    ),
 )
 
 
