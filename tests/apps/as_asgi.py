@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import io
+import os
 import sys
 from urllib.parse import unquote
 
@@ -68,7 +69,14 @@ def environ_of(scope, body):
 
 
 def respond(wsgi, environ, loop, send):
+    pid = os.getpid()
+
+    def end_child():
+        if os.getpid() != pid:
+            os._exit(0)  # the application has forked, and a child has no loop to go back to
+
     def tell(message):
+        end_child()
         asyncio.run_coroutine_threadsafe(send(message), loop).result()
 
     def start_response(status, headers, _exc_info=None):
@@ -80,7 +88,10 @@ def respond(wsgi, environ, loop, send):
             }
         )
 
-    response = wsgi(environ, start_response)
+    try:
+        response = wsgi(environ, start_response)
+    finally:
+        end_child()
     for chunk in response:
         tell({"type": "http.response.body", "body": chunk, "more_body": True})
     tell({"type": "http.response.body"})
