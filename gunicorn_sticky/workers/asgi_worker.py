@@ -7,8 +7,8 @@ from typing import Any
 
 from gunicorn import __version__, version_info
 
-if version_info < (27,):
-    raise RuntimeError(f"ASGIStickyWorker needs Gunicorn 27.0 or newer, and this is {__version__}")
+if version_info < (27, 0, 1):
+    raise RuntimeError(f"ASGIStickyWorker needs Gunicorn 27.0.1 or newer, and this is {__version__}")
 
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.http2.negotiation import prior_knowledge_allowed
@@ -79,18 +79,8 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         super()._on_message_complete()
         self._message_is_complete()
 
-    if hasattr(ASGIProtocol, "_serve_http_request"):
-
-        async def _serve_http_request(self, *args: Any) -> Any:
-            return self._served_one(await super()._serve_http_request(*args))
-
-    else:  # before 27.0.1
-
-        async def _handle_http_request(self, *args: Any) -> Any:
-            return self._served_one(await super()._handle_http_request(*args))
-
-    def _served_one(self, keepalive: Any) -> Any:
-        """A request has been answered."""
+    async def _serve_http_request(self, *args: Any) -> Any:
+        keepalive = await super()._serve_http_request(*args)
         if keepalive:
             self._loop.call_soon(self._is_reset)
         return keepalive

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from gunicorn import version_info
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Kind:
 KINDS = (
     Kind("gevent", "GeventStickyWorker", "gevent", "wsgi"),
     Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40"), room="--threads"),
-    Kind("asgi", "ASGIStickyWorker", "asgi", "asgi"),
+    *([Kind("asgi", "ASGIStickyWorker", "asgi", "asgi")] if version_info >= (27, 0, 1) else []),
     Kind(
         "uvicorn",
         "UvicornStickyWorker",
