@@ -85,7 +85,7 @@ def together(count: int, function, *args) -> None:
 @pytest.mark.parametrize(("workers", "requests"), [(2, 50), (4, 250), (8, 50)])
 def test_mixed_keys_on_kept_alive_connections(kind: Kind, workers: int, requests: int):
     """Each request is served once, in order, by its key's worker; hooks and access log see it there and only there."""
-    requests = int(os.environ.get("STICKY_REQUESTS", requests))
+    requests = int(os.environ.get("STICKY_REQUESTS", requests if kind.name == "gevent" else requests // 5))
     config = """
 def pre_request(worker, req):
     worker.log.info("pre %s %s %s", worker.slot, dict(req.headers)["X-FORWARDED-FOR"], req.path)
@@ -255,7 +255,7 @@ def memory(pid: int) -> int:
 
 
 def test_alternating_for_ever_exhausts_nothing(kind: Kind):
-    count = int(os.environ.get("STICKY_HANDOVERS", "4000"))
+    count = int(os.environ.get("STICKY_HANDOVERS", "4000" if kind.name == "gevent" else "1000"))
     with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
         slots = where(server)
         pair = [next(key for key in KEYS if slots[key] == slot) for slot in (0, 1)]
