@@ -10,10 +10,10 @@ from collections import Counter
 
 import pytest
 from support.harness import STICKY, Server, request, wait_for
+from support.kinds import Kind, each_kind
 
 pytestmark = pytest.mark.features
 
-GEVENT = ("-k", "gevent")
 #: Writes a line for each call: who called, the hook's name, and what can be told of its arguments.
 RECORD = """
 import os
@@ -58,12 +58,17 @@ def wait_for_call(server: Server, call: str, count: int = 1) -> None:
 
 # Gunicorn's own worker class shows that the order is Gunicorn's. What follows them was compared in the same way, and
 # would take long.
-both = pytest.mark.parametrize("worker_class", [GEVENT, STICKY], ids=["gevent", "sticky"])
+both = pytest.mark.parametrize("is_sticky", [False, True], ids=["stock", "sticky"])
 
 
+def args(kind: Kind, is_sticky: bool) -> tuple[str, ...]:
+    return kind.args if is_sticky else ("-k", kind.stock, *kind.options)
+
+
+@each_kind()
 @both
-def test_from_start_to_stop(worker_class: tuple[str, ...]):
-    with Server(*worker_class, "-w", "2", "whoami:app", config=RECORD) as server:
+def test_from_start_to_stop(kind: Kind, is_sticky: bool):
+    with Server(*args(kind, is_sticky), "-w", "2", kind.app("whoami"), config=RECORD) as server:
         for age in (1, 2):
             wait_for_call(server, f"post_worker_init {age} True")
         assert server.get("/there").status == 200
@@ -71,7 +76,7 @@ def test_from_start_to_stop(worker_class: tuple[str, ...]):
         made = calls(server)
         lines = (server.folder / "calls").read_text().splitlines()
         dispatchers = server.booted("dispatcher")  # which call no hook
-    assert len(dispatchers) == (worker_class == STICKY)
+    assert len(dispatchers) == is_sticky
     assert not [line for line in lines if any(line.startswith(f"{pid} ") for pid in dispatchers)]
     (served,) = (age for age in (1, 2) if f"pre_request {age} GET /there" in made[f"worker {age}"])
     assert made["master"] == [
@@ -94,9 +99,10 @@ def test_from_start_to_stop(worker_class: tuple[str, ...]):
         ]
 
 
+@each_kind()
 @both
-def test_reload(worker_class: tuple[str, ...]):
-    with Server(*worker_class, "-w", "2", "whoami:app", config=RECORD) as server:
+def test_reload(kind: Kind, is_sticky: bool):
+    with Server(*args(kind, is_sticky), "-w", "2", kind.app("whoami"), config=RECORD) as server:
         for age in (1, 2):
             wait_for_call(server, f"post_worker_init {age} True")
         before = len(calls(server)["master"])
@@ -177,9 +183,10 @@ def test_upgrade():
         wait_for(lambda: not server.session(), "the new master to end")
 
 
-def test_a_request_that_moves_to_another_worker_is_seen_once():
+@each_kind()
+def test_a_request_that_moves_to_another_worker_is_seen_once(kind: Kind):
     """A proxy's connection: what is handed over has no request hooks on the worker that it leaves."""
-    with Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app", config=RECORD) as server:
+    with Server(*kind.args, "-w", "2", "--sticky-proxy", kind.app("whoami"), config=RECORD) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         served = set()
         for number in range(20):
@@ -194,9 +201,10 @@ def test_a_request_that_moves_to_another_worker_is_seen_once():
     assert Counter(hooks) == {"pre_request": 20, "post_request": 20}
 
 
-def test_an_error_in_a_request_hook_is_answered_with_500():
+@each_kind()
+def test_an_error_in_a_request_hook_is_answered_with_500(kind: Kind):
     config = "def pre_request(worker, req):\n    if req.path == '/bad':\n        raise ValueError('of the hook')\n"
-    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
+    with Server(*kind.args, "-w", "1", kind.app("whoami"), config=config) as server:
         assert request(server.port, "/bad").status == 500
         assert request(server.port, "/good").status == 200
         assert "ValueError: of the hook" in server.log

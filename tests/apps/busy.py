@@ -12,14 +12,13 @@ import os
 import time
 from pathlib import Path
 
-import gevent.monkey
 import simple_websocket
 
 from gunicorn_sticky import session_id
+from gunicorn_sticky.shared.unpatched import sleep as block
 
+# Under gevent, `block` sleeps so that the whole worker does.
 SLOT = os.environ.get("GUNICORN_STICKY_SLOT", "")
-# What it sleeps with when it is to block the whole worker.
-block = gevent.monkey.get_original("time", "sleep")
 
 for name, end in (("crash", lambda: os._exit(1)), ("broken", lambda: exec("import no_such_module"))):
     if os.path.exists(name) and SLOT in Path(name).read_text().split():
