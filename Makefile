@@ -104,6 +104,7 @@ soak: programs $(READY)
 # The long forms of what the tests do in short.
 handovers: $(READY)
 	STICKY_HANDOVERS=100000 STICKY_REQUESTS=5000 $(BIN)/pytest -q tests/test_handover.py
+	STICKY_FAULTS=10 $(BIN)/pytest -q tests/test_kinds.py -k changes
 
 fuzz: $(FUZZ_READY)
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest -q tests/test_fuzz.py

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.harness import STICKY, Server, addresses, daemon, wait_for
+from support.kinds import Kind, each_kind
 
 pytestmark = pytest.mark.features
 steady = pytest.mark.xdist_group("signals")
@@ -195,8 +196,9 @@ def test_term_lets_requests_end():
         assert not server.session()
 
 
-def test_term_waits_no_longer_than_the_graceful_timeout():
-    args = (*STICKY, "-w", "1", "--graceful-timeout", "1", "whoami:app")
+@each_kind()
+def test_term_waits_no_longer_than_the_graceful_timeout(kind: Kind):
+    args = (*kind.args, "-w", "1", "--graceful-timeout", "1", kind.app("whoami"))
     with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
         assert server.stop(timeout=15) == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")
@@ -204,8 +206,9 @@ def test_term_waits_no_longer_than_the_graceful_timeout():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
-def test_quick_stop_does_not_wait_for_requests(number: int):
-    args = (*STICKY, "-w", "1", "--graceful-timeout", "60", "whoami:app")
+@each_kind()
+def test_quick_stop_does_not_wait_for_requests(kind: Kind, number: int):
+    args = (*kind.args, "-w", "1", "--graceful-timeout", "60", kind.app("whoami"))
     with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
         assert server.stop(number, timeout=10) == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")

@@ -131,6 +131,27 @@ def test_an_error_of_the_application_closes_its_connection_once():
         assert server.stop() == 0
 
 
+def test_threads_of_the_users_own():
+    config = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import current_thread
+from gunicorn.workers.gthread import ThreadWorker
+import gunicorn_sticky
+
+class Own(ThreadWorker):
+    def get_thread_pool(self):
+        return ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="own")
+
+def pre_request(worker, req):
+    worker.log.info("In thread %s", current_thread().name)
+
+worker_class = gunicorn_sticky.sticky(Own)
+"""
+    with Server("-w", "2", "whoami:app", config=config) as server:
+        assert server.who()["key"] == "127.0.0.1"
+        server.wait_for_log("In thread own")
+
+
 # --- parts ---
 
 

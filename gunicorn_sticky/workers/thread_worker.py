@@ -141,9 +141,10 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if self._busy:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
 
-    def get_thread_pool(self) -> DaemonPool:
-        """Return the threads (`gunicorn.workers.gthread.ThreadWorker.get_thread_pool`)."""
-        return DaemonPool(self.cfg.threads)
+    def get_thread_pool(self) -> Any:
+        """Return our threads, or a user's own (`gunicorn.workers.gthread.ThreadWorker.get_thread_pool`)."""
+        inherited = super().get_thread_pool
+        return DaemonPool(self.cfg.threads) if inherited.__func__ is ThreadWorker.get_thread_pool else inherited()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Drain on SIGTERM, also if the arbiter has said so already, where Gunicorn's would neither say so nor wake."""
@@ -361,10 +362,17 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         self._look(conn)
 
     def _look(self, conn: ThreadConnection) -> None:
-        """Look at the head of the next request, and go on only if it is this worker's."""
+        """Look at what has come of the next request, and go on only if it is this worker's."""
         if not self._has_gate or not isinstance(conn.parser, RequestParser):
             self._serve(conn)
             return
+        try:
+            self._decide(conn)
+        except Exception:  # which would end the loop, and the worker
+            self.log.exception("Error reading a request")
+            self._drop(conn)
+
+    def _decide(self, conn: ThreadConnection) -> None:
         try:
             data = conn.parser.unreader.read()
         except BlockingIOError:
@@ -436,8 +444,9 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     def _drop(self, conn: ThreadConnection) -> None:
         """Close a connection that no thread has, and that is neither idle nor lingering."""
-        self.nr_conns -= 1
-        conn.close()
+        if not conn.is_gone:
+            self.nr_conns -= 1
+            conn.close()
 
     def let_go(self, conn: ThreadConnection, graceful: bool) -> None:
         """Close a connection so that what was answered arrives, if that is asked for; do not wait for it here."""
