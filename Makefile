@@ -25,6 +25,9 @@ COVERAGE_VENV := .ci/venv-coverage
 # The data of each process; some of them run as another user.
 COVERAGE := build/coverage
 DEMO := .venv-demo
+# Where the frameworks are that servers of the tests run, and in a folder of it the older SDK of MCP.
+FRAMEWORKS := .venv-frameworks
+OLDER := 'mcp<2' 'fastmcp; python_version < "3.11"'
 BENCH_READY := .venv/bench-ready
 # Seconds for each target.
 FUZZ_SECONDS ?= 4
@@ -47,7 +50,7 @@ done
 .PHONY: test coverage lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build \
 	matrix clean programs venv
 
-test: programs $(READY)
+test: programs $(READY) $(FRAMEWORKS)/ready
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load"
 	$(BIN)/pytest -n $(LOADS) --dist loadgroup -m load
 
@@ -146,7 +149,7 @@ matrix: programs
 	done
 
 clean:
-	rm -rf .venv $(DEMO) .ci/venv* build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(DEMO) $(FRAMEWORKS) .ci/venv* build dist .mypy_cache .pytest_cache .ruff_cache
 	find . \( -name node_modules -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml | venv
@@ -159,6 +162,14 @@ $(DEMO)/ready: pyproject.toml examples/chat/requirements.txt
 	@echo "Installing what the demo needs in $(DEMO)"
 	@$(PYTHON) -m venv $(DEMO)
 	@$(DEMO)/bin/pip install --quiet -e . -r examples/chat/requirements.txt
+	@touch $@
+
+$(FRAMEWORKS)/ready: pyproject.toml
+	@echo "Installing frameworks in $(FRAMEWORKS)"
+	@$(PYTHON) -m venv $(FRAMEWORKS)
+	@$(FRAMEWORKS)/bin/pip install --quiet --upgrade $(GROUPS_PIP)
+	@$(FRAMEWORKS)/bin/pip install --quiet -e '.[uvicorn]' --group frameworks
+	@$(FRAMEWORKS)/bin/pip install --quiet --upgrade --target $(FRAMEWORKS)/older $(OLDER)
 	@touch $@
 
 # A wheel that not every Python has.

@@ -12,8 +12,10 @@ import inspect
 import logging
 import re
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import walk_packages
 from types import CodeType
@@ -26,6 +28,8 @@ import gunicorn_sticky
 
 PACKAGE = Path(gunicorn_sticky.__file__).parent
 TABLE = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+#: What is not installed here: test_frameworks.py runs their cases where it is.
+ELSEWHERE = ("mcp", "nicegui")
 #: Whose public names are documented where we use them, so that only what is not public, or overridden, needs a case.
 DOCUMENTED = ("gevent", "engineio", "socketio", "simple_websocket", "uvicorn", "uvicorn_worker")
 
@@ -256,6 +260,10 @@ def makes_bare_sockets(socketpair: Any) -> None:
 def gives_what_was_patched(get_original: Any) -> None:
     assert get_original("time", "sleep") is not resolve("gevent.sleep")
     assert get_original("time", "sleep").__module__ == "time"
+
+
+def is_uuid4(found: Any) -> None:
+    assert found is uuid.uuid4
 
 
 CASES: dict[str, Check] = {
@@ -571,6 +579,9 @@ CASES: dict[str, Check] = {
         takes("self", "environ", "transport", "jsonp_index"), uses("generate_id")
     ),
     "engineio.base_server.BaseServer.generate_id": takes("self"),
+    "mcp.server.streamable_http_manager.uuid4": is_uuid4,
+    "mcp.server.sse.uuid4": is_uuid4,
+    "nicegui.client.Client.__init__": all_of(uses("uuid4"), stores("id")),
     "engineio.async_drivers.gevent.SimpleWebSocketWSGI": is_a(type, type(None)),
     "engineio.async_drivers.gevent._async": contains("websocket"),
     "engineio.async_drivers.gevent.Thread": takes("target", "args", "kwargs"),
@@ -622,7 +633,12 @@ CASES: dict[str, Check] = {
 TOO_NEW = () if gunicorn.version_info >= (27, 0, 1) else ("gunicorn.asgi", "gunicorn.workers.gasgi", "gunicorn.http2")
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(TOO_NEW)])
+def is_here(name: str) -> bool:
+    package = name.partition(".")[0]
+    return not name.startswith(TOO_NEW) and (package not in ELSEWHERE or find_spec(package) is not None)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if is_here(name)])
 def test_it_is_what_we_take_it_for(name):
     CASES[name](resolve(name))
 
@@ -712,7 +728,7 @@ def overrides() -> Iterator[tuple[str, Any, Any]]:
 
 def test_each_override_has_a_case():
     """Ours takes what theirs is called with."""
-    cases = (case.rpartition(".") for case in CASES if not case.startswith(TOO_NEW))
+    cases = (case.rpartition(".") for case in CASES if is_here(case))
     owners = [(resolve(owner), name) for owner, _, name in cases if owner]
     seen, missing = set(), []
     for name, ours, base in overrides():
