@@ -196,10 +196,14 @@ def test_http2_while_workers_are_replaced(tls: Path, kind: Kind):
 # Older versions of Gunicorn know HTTP/2 with TLS only.
 if "http2_cleartext" in Config().settings:
 
-    @each_kind(HTTP2)
     @pytest.mark.parametrize(
-        ("allowed", "how"),
-        [("prior-knowledge", "--http2-prior-knowledge"), ("upgrade", "--http2"), ("both", "--http2")],
+        ("kind", "allowed", "how"),
+        [
+            (KINDS[0], "prior-knowledge", "--http2-prior-knowledge"),
+            (KINDS[0], "upgrade", "--http2"),
+            *((kind, "both", "--http2") for kind in HTTP2),
+        ],
+        ids=str,
     )
     def test_http2_without_tls(tls: Path, kind: Kind, allowed: str, how: str):
         args = ("--http2-cleartext", allowed, "--http-protocols", "h2,h1", "--forwarded-allow-ips", "*")
