@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -32,6 +33,33 @@ def test_bytes_of_any_number_travel(size: int):
     assert len(os.listdir("/proc/self/fd")) == before
     for end in (ours, theirs, channel):
         end.close()
+
+
+@pytest.mark.parametrize("limit", [64 * 1024, 100_000])
+def test_bytes_that_no_memory_file_takes_are_not_sent_in_part(limit: int):
+    """Memory files are files to `ulimit -f`, and a write that reaches the limit succeeds in part."""
+    channel, (ours, theirs) = Channel(), socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        error = channel.send(theirs.fileno(), ConnectionInfo(LISTENER, PEER, "key", b"x" * 150_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error
+    assert error.errno == errno.EFBIG
+    assert channel.receive() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    for end in (ours, theirs, channel):
+        end.close()
+
+
+def test_a_channel_that_is_closed_is_not_full():
+    channel = Channel()
+    channel.close_sender()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        channel.send(0, ConnectionInfo(LISTENER, PEER, "key"))
+    channel.close_receiver()
 
 
 def until_there_are_none_left() -> Iterator[int]:

@@ -41,8 +41,8 @@ _MESSAGE_SIZE = 128 * 1024
 #: A connection, and one with a memory file.
 _FD, _TWO_FDS = struct.Struct("i"), struct.Struct("ii")
 _FD_SPACE = CMSG_SPACE(_TWO_FDS.size)
-#: Limits on descriptors, also of those in flight, and on memory: they pass (see unix(7)).
-_FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+#: Limits on descriptors, also of those in flight, and on memory: they pass (see unix(7)), but for `ulimit -f`.
+_FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 #: What a message takes of the kernel's memory, in bytes, unless its key is long or it carries what was read.
 _COST = 768
 
@@ -160,8 +160,8 @@ def _memory_file(content: bytes) -> int:
     """Return the descriptor of a memory file (memfd_create(2)) with this content."""
     fd = os.memfd_create("gunicorn-sticky-unread", os.MFD_CLOEXEC)
     try:
-        with open(fd, "wb", buffering=0, closefd=False) as file:
-            file.write(content)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)  # all of it, as a single write(2) may not
     except OSError:
         close(fd)
         raise
