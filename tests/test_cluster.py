@@ -401,8 +401,7 @@ class Program:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._process.communicate()  # which ends what it reads
 
 
 @pytest.fixture

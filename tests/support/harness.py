@@ -208,10 +208,15 @@ class Server:
         return self.process.wait(timeout)
 
     def _quit(self) -> None:
-        """Let all processes end by themselves, if they do: coverage writes what it has seen at the end of each."""
+        """Let all processes end by themselves, the master last: coverage writes what it has seen at the end of each."""
         with contextlib.suppress(ProcessLookupError, AssertionError):
-            os.killpg(self._session, signal.SIGQUIT)  # also a status server: its master would kill it
-            wait_for(lambda: not self.session(), "all processes to end by themselves", 5)
+            self.send_signal(signal.SIGSTOP)  # or it would kill a status server that still writes
+            for pid in set(self.session()) - {self.pid}:
+                os.kill(pid, signal.SIGQUIT)
+            wait_for(lambda: set(self.session()) <= {self.pid}, "all others to end by themselves", 5)
+            self.send_signal(signal.SIGQUIT)
+            self.send_signal(signal.SIGCONT)
+            wait_for(lambda: not self.session(), "the master to end by itself", 5)
 
     def __enter__(self: ServerT) -> ServerT:
         return self
