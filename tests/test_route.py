@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gunicorn_sticky.dispatcher.balancing import Channels, Half, SessionRoute
+from gunicorn_sticky.dispatcher.tracing import destination
 from gunicorn_sticky.routing.affinity import Affinity
 from gunicorn_sticky.routing.key import Key, Owner
 from gunicorn_sticky.shared.board import RUNNING, SEATS, STARTING, STOPPED, STOPPING, Board
@@ -68,6 +69,22 @@ def test_sessions_of_both_masters(key: Key, in_charge: str, otherwise: str, rig:
     assert rig.goes_to(key) == otherwise
     rig.other.phase = STOPPING
     assert rig.goes_to(key) == in_charge  # nobody takes it back
+
+
+@pytest.mark.parametrize(
+    ("key", "is_active", "where"),
+    [
+        (Owner(2), True, "the session's worker in seat 3 (slot 1)"),
+        (Owner(11), True, "the session's worker, which is another master's"),
+        (Owner(99), True, "slot 0 (the session's worker is gone, least-connections)"),
+        (Owner(99), False, "the other master, which accepts connections now"),
+        ("127.0.0.1", True, "slot 0 (a new session, least-connections)"),
+    ],
+)
+def test_the_log_says_where_and_why(key: Key, is_active: bool, where: str, rig: Rig):
+    if not is_active:
+        rig.other.become_active_master()
+    assert destination(Affinity(by="session"), rig.channels, rig.route.channel(key), key) == where
 
 
 def test_the_channels_of_a_master_lead_to_nobody_once_another_one_has_its_half(rig: Rig):
