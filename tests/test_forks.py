@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.harness import Server, wait_for
-from support.kinds import KINDS, Kind
+from support.kinds import Kind, one_each
 
 from gunicorn_sticky.status.snapshot import find
 
@@ -23,7 +23,7 @@ def post_worker_init(worker):
 SIGNALS = ["SIGTERM", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGABRT"]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=str)
+@pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     kind: Kind = request.param
     options = ("-w", "1", "--keep-alive", "30", "--sticky-cluster-socket", "cluster", "--sticky-by", "session")
@@ -50,13 +50,16 @@ def state(server: Server) -> Any:
     return [status["in_charge"], slot["state"], slot["minted"], slot["refused"], worker["pid"], worker["state"]]
 
 
+PATHS = [
+    "/terminate/",
+    *[f"/process/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
+    *[f"/fork/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
+]
+FEW = ["/terminate/", "/process/SIGTERM", "/process/speak", "/fork/SIGTERM", "/fork/fail", "/fork/speak"]
+
+
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/terminate/",
-        *[f"/process/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
-        *[f"/fork/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
-    ],
+    ("server", "path"), one_each([(path,) for path in PATHS], [(path,) for path in FEW]), indirect=["server"]
 )
 def test_a_child(server: Server, path: str):
     (release := server.folder / "release").unlink(missing_ok=True)

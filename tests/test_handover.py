@@ -16,9 +16,7 @@ from pathlib import Path
 import pytest
 from support.connections import Connection
 from support.harness import Server, wait_for
-from support.kinds import Kind, each_kind
-
-pytestmark = each_kind()
+from support.kinds import Kind, each_kind, one_each
 
 BY_HEADER = ("--sticky-proxy", "--keep-alive", "30")
 KEYS = [f"203.0.113.{n}" for n in range(1, 60)]
@@ -82,10 +80,10 @@ def together(count: int, function, *args) -> None:
         raise wrong[0]
 
 
-@pytest.mark.parametrize(("workers", "requests"), [(2, 50), (4, 250), (8, 50)])
+@pytest.mark.parametrize(("kind", "workers", "requests"), one_each([(2, 50), (4, 250), (8, 50)], [(4, 50)]))
 def test_mixed_keys_on_kept_alive_connections(kind: Kind, workers: int, requests: int):
     """Each request is served once, in order, by its key's worker; hooks and access log see it there and only there."""
-    requests = int(os.environ.get("STICKY_REQUESTS", requests if kind.name == "gevent" else requests // 5))
+    requests = int(os.environ.get("STICKY_REQUESTS", requests))
     config = """
 def pre_request(worker, req):
     worker.log.info("pre %s %s %s", worker.slot, dict(req.headers)["X-FORWARDED-FOR"], req.path)
@@ -114,6 +112,7 @@ def pre_request(worker, req):
         assert all(slots[key] == int(slot) for slot, key, _ in hooks)
 
 
+@each_kind()
 def test_max_requests_counts_served_requests_only(kind: Kind):
     """Not those that a worker has looked at and handed over."""
     limit = 100
@@ -138,6 +137,7 @@ def test_max_requests_counts_served_requests_only(kind: Kind):
         connection.close()
 
 
+@each_kind()
 def test_missing_header_on_a_later_request(kind: Kind):
     with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
         connection = Connection(server.port)
@@ -149,6 +149,7 @@ def test_missing_header_on_a_later_request(kind: Kind):
         server.wait_for_log("400, the request lacks the header x-forwarded-for .*sticky_ignore_missing_header")
 
 
+@each_kind()
 def test_no_header_in_64_kib_of_a_later_request(kind: Kind):
     with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
         connection = Connection(server.port)
@@ -160,6 +161,7 @@ def test_no_header_in_64_kib_of_a_later_request(kind: Kind):
         server.wait_for_log(r"431, the first 65536 bytes do not show .* x-forwarded-for \(setting: sticky_header\)")
 
 
+@each_kind()
 def test_half_a_head_of_a_later_request(kind: Kind):
     with Server(*kind.args, *BY_HEADER, "-w", "2", "--sticky-header-timeout", "1", kind.app("whoami")) as server:
         connection = Connection(server.port)
@@ -173,6 +175,7 @@ def test_half_a_head_of_a_later_request(kind: Kind):
         )
 
 
+@each_kind()
 @pytest.mark.parametrize(
     ("by", "line"),
     [
@@ -199,6 +202,7 @@ def test_a_later_head_that_is_made_to_cost_time(kind: Kind, by: str, line: bytes
         connection.close()
 
 
+@each_kind()
 def test_a_dispatcher_that_takes_nothing_back(kind: Kind):
     """Workers wait for it, and in the end refuse what they cannot hand over."""
     config = f"import {kind.limits}\n{kind.limits}.HAND_OVER = 0.5"
@@ -223,6 +227,7 @@ def test_a_dispatcher_that_takes_nothing_back(kind: Kind):
             connection.close()
 
 
+@each_kind()
 def test_missing_header_ignored_on_a_later_request(kind: Kind):
     with Server(*kind.args, *BY_HEADER, "-w", "4", "--sticky-ignore-missing-header", kind.app("whoami")) as server:
         connection = Connection(server.port)
@@ -233,6 +238,7 @@ def test_missing_header_ignored_on_a_later_request(kind: Kind):
         connection.close()
 
 
+@each_kind()
 def test_heads_in_pieces_and_large_ones(kind: Kind):
     with Server(*kind.args, *BY_HEADER, "-w", "4", "--limit-request-field_size", "65536", kind.app("whoami")) as server:
         slots = where(server)
@@ -254,6 +260,7 @@ def memory(pid: int) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
+@each_kind()
 def test_alternating_for_ever_exhausts_nothing(kind: Kind):
     count = int(os.environ.get("STICKY_HANDOVERS", "4000" if kind.name == "gevent" else "1000"))
     with Server(*kind.args, *BY_HEADER, "-w", "2", kind.app("whoami")) as server:
@@ -280,6 +287,7 @@ def test_alternating_for_ever_exhausts_nothing(kind: Kind):
         assert len(server.booted("worker")) == 2
 
 
+@each_kind()
 def test_what_a_killed_dispatcher_has_not_taken_back_is_routed_by_its_successor(kind: Kind):
     with Server(*kind.args, *BY_HEADER, "-w", "4", kind.app("whoami")) as server:
         slots = where(server)
@@ -303,6 +311,7 @@ def test_what_a_killed_dispatcher_has_not_taken_back_is_routed_by_its_successor(
             wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
 
 
+@each_kind()
 def test_handover_during_reloads_moves_nobody(kind: Kind):
     """A worker that drains closes its connections after a response, as Gunicorn's do; until then they are right."""
     with Server(*kind.args, *BY_HEADER, "-w", "4", kind.app("whoami")) as server:
@@ -344,8 +353,10 @@ def test_handover_during_reloads_moves_nobody(kind: Kind):
         assert not wrong
 
 
-@pytest.mark.parametrize("by", ["ip", "header"])
-@pytest.mark.parametrize("event", ["HUP", "max_requests"])
+@pytest.mark.parametrize(
+    ("kind", "by", "event"),
+    one_each([(by, event) for by in ("ip", "header") for event in ("HUP", "max_requests")], [("header", "HUP")]),
+)
 def test_an_idle_connection_leads_to_the_successor(kind: Kind, by: str, event: str):
     """Its next request does, while others of the same client are served there already."""
     options: tuple[str, ...] = ("-w", "2", "--keep-alive", "30", "--graceful-timeout", "60")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from gunicorn import version_info
@@ -67,3 +68,10 @@ KINDS = (
 def each_kind(kinds: Sequence[Kind] = KINDS) -> pytest.MarkDecorator:
     """Run a test for each of some kinds, which it gets as `kind`."""
     return pytest.mark.parametrize("kind", kinds, ids=str)
+
+
+def one_each(cases: Sequence[tuple[Any, ...]], few: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return all cases with the first kind, and few with each other, for `pytest.mark.parametrize`."""
+    first, *others = KINDS
+    pairs = [*((first, case) for case in cases), *((kind, case) for kind in others for case in few)]
+    return [pytest.param(kind, *case, id="-".join(map(str, [kind, *case]))) for kind, case in pairs]
