@@ -14,6 +14,8 @@ from support.kinds import KINDS, Kind, each_kind
 
 pytestmark = pytest.mark.features
 
+#: uvicorn calls no hooks for requests, neither its own worker nor ours.
+HOOKED = [kind for kind in KINDS if kind.has_all]
 #: Writes a line for each call: who called, the hook's name, and what can be told of its arguments.
 RECORD = """
 import os
@@ -30,9 +32,9 @@ def when_ready(server): record("when_ready", server.pid == MASTER, len(server.LI
 def nworkers_changed(server, new, old): record("nworkers_changed", new, old)
 def pre_fork(server, worker): record("pre_fork", worker.age, worker.pid)
 def post_fork(server, worker): record("post_fork", worker.age, worker.pid == os.getpid())
-def post_worker_init(worker): record("post_worker_init", worker.age, worker.wsgi is not None)
+def post_worker_init(worker): record("post_worker_init", worker.age, bool(getattr(worker, "wsgi", None) or worker.asgi))
 def pre_request(worker, req): record("pre_request", worker.age, req.method, req.path)
-def post_request(worker, req, environ, resp): record("post_request", worker.age, environ["PATH_INFO"], resp.status)
+def post_request(worker, req, environ, resp): record("post_request", worker.age, req.path, *[resp.status] * bool(resp))
 def worker_int(worker): record("worker_int", worker.age)
 def worker_abort(worker): record("worker_abort", worker.age)
 def worker_exit(server, worker): record("worker_exit", worker.age)
@@ -65,7 +67,7 @@ def args(kind: Kind, is_sticky: bool) -> tuple[str, ...]:
     return kind.args if is_sticky else ("-k", kind.stock, *kind.options)
 
 
-@each_kind()
+@each_kind(HOOKED)
 @both
 def test_from_start_to_stop(kind: Kind, is_sticky: bool):
     with Server(*args(kind, is_sticky), "-w", "2", kind.app("whoami"), config=RECORD) as server:
@@ -90,7 +92,9 @@ def test_from_start_to_stop(kind: Kind, is_sticky: bool):
     ]
     assert {"child_exit 1 True", "child_exit 2 True"} <= set(made["master"])
     for age in (1, 2):
-        requests = [f"pre_request {age} GET /there", f"post_request {age} /there 200 OK"]
+        # Gunicorn's ASGI worker shows the hook no response, unless it writes an access log.
+        answer = " 200 OK" if kind.interface == "wsgi" else ""
+        requests = [f"pre_request {age} GET /there", f"post_request {age} /there{answer}"]
         assert made[f"worker {age}"] == [
             f"post_fork {age} True",
             f"post_worker_init {age} True",
@@ -182,7 +186,7 @@ def test_upgrade():
         wait_for(lambda: not server.session(), "the new master to end")
 
 
-@each_kind()
+@each_kind(HOOKED)
 def test_a_request_that_moves_to_another_worker_is_seen_once(kind: Kind):
     """A proxy's connection: what is handed over has no request hooks on the worker that it leaves."""
     with Server(*kind.args, "-w", "2", "--sticky-proxy", kind.app("whoami"), config=RECORD) as server:
@@ -200,7 +204,7 @@ def test_a_request_that_moves_to_another_worker_is_seen_once(kind: Kind):
     assert Counter(hooks) == {"pre_request": 20, "post_request": 20}
 
 
-@each_kind()
+@each_kind(HOOKED)
 def test_an_error_in_a_request_hook_is_answered_with_500(kind: Kind):
     config = "def pre_request(worker, req):\n    if req.path == '/bad':\n        raise ValueError('of the hook')\n"
     with Server(*kind.args, "-w", "1", kind.app("whoami"), config=config) as server:

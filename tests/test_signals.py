@@ -169,7 +169,7 @@ def held_request(server: Server) -> Iterator[list[int]]:
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        server.wait_for_log("arrived")
+        server.wait_for_log("held")
         wait_for(lambda: server.log.count("booted") == len(server.booted("worker")), "all workers")
         yield statuses
         thread.join(30)
@@ -179,15 +179,14 @@ def held_request(server: Server) -> Iterator[list[int]]:
         thread.join()
 
 
-#: Logs each request when it arrives, and workers that are ready.
-ARRIVED = """
-def pre_request(worker, req): worker.log.info("arrived")
+#: Logs workers that are ready.
+BOOTED = """
 def post_worker_init(worker): worker.log.info("booted")
 """
 
 
 def test_term_lets_requests_end():
-    with Server(*STICKY, "-w", "2", "whoami:app", config=ARRIVED) as server, held_request(server) as statuses:
+    with Server(*STICKY, "-w", "2", "whoami:app", config=BOOTED) as server, held_request(server) as statuses:
         server.send_signal(signal.SIGTERM)
         server.wait_for_log("Handling signal: term")
         (server.folder / "release").touch()
@@ -199,7 +198,7 @@ def test_term_lets_requests_end():
 @each_kind()
 def test_term_waits_no_longer_than_the_graceful_timeout(kind: Kind):
     args = (*kind.args, "-w", "1", "--graceful-timeout", "1", kind.app("whoami"))
-    with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
+    with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
         assert server.stop(timeout=15) == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")
         assert not server.session()
@@ -209,7 +208,7 @@ def test_term_waits_no_longer_than_the_graceful_timeout(kind: Kind):
 @each_kind()
 def test_quick_stop_does_not_wait_for_requests(kind: Kind, number: int):
     args = (*kind.args, "-w", "1", "--graceful-timeout", "60", kind.app("whoami"))
-    with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
+    with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
         assert server.stop(number, timeout=10) == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")
         assert not server.session()
@@ -217,7 +216,7 @@ def test_quick_stop_does_not_wait_for_requests(kind: Kind, number: int):
 
 def test_a_graceful_stop_can_be_made_quick():
     args = (*STICKY, "-w", "1", "--graceful-timeout", "60", "whoami:app")
-    with Server(*args, config=ARRIVED) as server, held_request(server) as statuses:
+    with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
         server.send_signal(signal.SIGTERM)
         server.wait_for_log("Handling signal: term")
         server.send_signal(signal.SIGINT)
@@ -368,7 +367,7 @@ def test_a_dispatcher_does_not_care_for_the_masters_signals(server: Server):
 
 def test_interrupt_from_the_terminal_ends_all_at_once():
     """Ctrl-C reaches every process of the group."""
-    with Server(*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app", config=ARRIVED) as server:
+    with Server(*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app", config=BOOTED) as server:
         server.slots(CLIENTS)
         server.wait_for_log("booted", count=2)
         os.killpg(server.pid, signal.SIGINT)

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import sys
 import time
 
 
 def app(environ, start_response):
+    if environ["PATH_INFO"] == "/hold":
+        print("held", file=sys.stderr, flush=True)
     while environ["PATH_INFO"] == "/hold" and not os.path.exists("release"):
         time.sleep(0.01)
     digest, size = hashlib.sha256(), 0
