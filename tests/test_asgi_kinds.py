@@ -156,7 +156,7 @@ def test_a_life(variant: str):
         stream.close()
         wait_for(lambda: pid not in server.alive("worker"), "the end of the old worker")
         server.stop()
-    found = re.findall(r"noted (\d+) (\S+)", server.log)
+        found = re.findall(r"noted (\d+) (\S+)", server.log)
     for worker in {worker for worker, _ in found}:
         assert [what for who, what in found if who == worker] == ["lifespan.startup", "lifespan.shutdown"]
     assert len({worker for worker, _ in found}) == 2
@@ -164,8 +164,13 @@ def test_a_life(variant: str):
 
 def test_max_requests_fails_nobody(variant: str):
     with serve(variant, "-w", "2", "--max-requests", "20", "--max-requests-jitter", "10") as server:
-        pids = {server.who()["pid"] for _ in range(150)}
-        assert len(pids) >= 3
+        pids: set[int] = set()
+
+        def three() -> bool:
+            pids.add(server.who()["pid"])
+            return len(pids) == 3
+
+        wait_for(three, "two successors")
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         for _ in range(100):
             connection.request("GET", "/")

@@ -210,7 +210,8 @@ def test_quick_stop_does_not_wait_for_requests(kind: Kind, number: int):
     args = (*kind.args, "-w", "1", "--graceful-timeout", "60", kind.app("whoami"))
     with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
         assert server.stop(number, timeout=10) == 0
-        wait_for(lambda: statuses == [0], "the request to be cut off")
+        # uvicorn answers a request that it cancels.
+        wait_for(lambda: statuses == ([0] if kind.has_all else [500]), "the request to be cut off")
         assert not server.session()
 
 
