@@ -60,10 +60,10 @@ def __getattr__(name: str) -> object:
     except Exception as error:
         if isinstance(error, RuntimeError) or not _HOMES[name].startswith("workers."):
             raise
-        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            raise RuntimeError(
-                f'{name} needs {error.name}: pip install "gunicorn-sticky[{_EXTRAS[error.name]}]"'
-            ) from None
+        package = str(error.name).partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
+        if package in _EXTRAS:
+            remedy = f'pip install "gunicorn-sticky[{_EXTRAS[package]}]"'
+            raise RuntimeError(f"{name} needs {package}: {remedy}") from None
         from .shared.current import refusal
 
         raise RuntimeError(refusal(error)) from error  # which Gunicorn prints as one line
