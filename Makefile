@@ -47,12 +47,16 @@ find_python = for python in python$(1) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(
 	! $$python -c 'import ensurepip' 2>/dev/null || break; \
 done
 
-.PHONY: test coverage lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build \
+.PHONY: test frameworks coverage lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build \
 	matrix clean programs venv
 
-test: programs $(READY) $(FRAMEWORKS)/ready
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load"
+test: programs $(READY)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load and not frameworks"
 	$(BIN)/pytest -n $(LOADS) --dist loadgroup -m load
+
+# The examples and how-to pages about frameworks, which are large.
+frameworks: programs $(READY) $(FRAMEWORKS)/ready
+	$(BIN)/pytest -n $(LOADS) --dist loadgroup -m frameworks
 
 # All tests, some of which fail as they take longer; what matters is the table, and build/coverage/html.
 coverage: programs $(COVERAGE_VENV)/ready

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.harness import Server, wait_for
-from support.kinds import Kind, one_each
+from support.kinds import KINDS, Kind, one_each
 
 from gunicorn_sticky.status.snapshot import find
 
@@ -25,7 +25,7 @@ SIGNALS = ["SIGTERM", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGABRT"]
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    kind: Kind = request.param
+    kind: Kind = getattr(request, "param", KINDS[0])
     options = ("-w", "1", "--keep-alive", "30", "--sticky-cluster-socket", "cluster", "--sticky-by", "session")
     with Server(*kind.args, *options, kind.app("forks"), config=CONFIG) as server:
         server.wait_for_log(r"Slot 0: ready")

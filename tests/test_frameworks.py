@@ -15,7 +15,7 @@ import pytest
 import socketio
 from support.harness import APPS, TESTS, Server
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.frameworks]
 
 EXAMPLES = TESTS.parent / "examples"
 FRAMEWORKS = TESTS.parent / ".venv-frameworks"

@@ -34,9 +34,9 @@ import mmap, os, threading, time
 
 def scribble(fds):
     maps = [mmap.mmap(fd, os.fstat(fd).st_size if "rings" not in name else 1 << 16) for name, fd in fds.items()]
+    with open("scribble", "rb") as pattern:
+        pattern = pattern.read()
     while os.path.exists("scribble"):
-        with open("scribble", "rb") as pattern:
-            pattern = pattern.read()
         for shared in maps:
             size = len(shared)
             shared[:] = os.urandom(size) if pattern == b"random" else (pattern * size)[:size]
@@ -58,7 +58,7 @@ def watch():
             continue
         if name.startswith("/memfd:gunicorn-sticky"):
             fds[name] = int(fd)
-    while not os.path.exists("scribble"):
+    while not (os.path.exists("scribble") and os.path.getsize("scribble")):
         time.sleep(0.01)
     open("scribbling", "w").write(" ".join(fds))
     scribble(fds)
