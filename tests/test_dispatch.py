@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gunicorn.config import Config
-from support.harness import STICKY, Response, Server, addresses, request, wait_for
+from support.harness import PARSER, STICKY, Response, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 
@@ -47,8 +46,6 @@ def patient() -> Iterator[Server]:
         yield server
 
 
-#: Gunicorn's parser in C waits for the end of a request line that is too long already.
-PARSER = ("--http-parser", "python") if "http_parser" in Config().settings else ()
 PATIENT = ("--sticky-header-timeout", "60", "--keep-alive", "60", "--limit-request-line", "100", *PARSER)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import STICKY, TESTS, Server, addresses, wait_for
+from support.harness import PARSER, STICKY, TESTS, Server, addresses, wait_for
 from support.proxies import HAPROXY, haproxy
 
 pytestmark = [pytest.mark.load, pytest.mark.xdist_group("hostile")]
@@ -76,7 +76,7 @@ FLOODS = [(*form, rate) for form in FORMS for rate in RATES]
 
 
 def serve(mode: str) -> Server:
-    return Server(*STICKY, "-w", "4", *SERVERS[mode], "whoami:app")
+    return Server(*STICKY, "-w", "4", *PARSER, *SERVERS[mode], "whoami:app")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from gunicorn.config import Config
+
 T = TypeVar("T")
 ServerT = TypeVar("ServerT", bound="Server")
 
@@ -24,6 +26,8 @@ TESTS = Path(__file__).parent.parent
 APPS = TESTS / "apps"
 BIN = Path(sys.executable).parent
 STICKY = ("-k", "gunicorn_sticky.GeventStickyWorker")
+#: Gunicorn's parser in C waits for the end of a request line that is too long already, and then says nothing.
+PARSER = ("--http-parser", "python") if "http_parser" in Config().settings else ()
 #: Seconds that anything may take on a busy machine.
 PATIENCE = 30.0
 
