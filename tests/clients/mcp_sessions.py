@@ -7,6 +7,7 @@ which workers have answered.
 import asyncio
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from mcp import ClientSession
@@ -15,10 +16,12 @@ from mcp.client.streamable_http import streamable_http_client
 
 CALLS = 6
 #: Sessions at once.
-CROWD = 20
+CROWD = 10
+#: Seconds that a request may take on a busy machine, where the SDK has a shorter default.
+TIMEOUT = 60
 
 url, sessions = sys.argv[1], int(sys.argv[2])
-connect: Any = sse_client if url.endswith("/sse") else streamable_http_client
+connect: Any = partial(sse_client, timeout=TIMEOUT) if url.endswith("/sse") else streamable_http_client
 crowd = asyncio.Semaphore(CROWD)
 slots: set[str] = set()
 
