@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import inspect
+import itertools
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import socketio
+from support.harness import PATIENCE
 
+import gunicorn_sticky
+from gunicorn_sticky.arbiter.sockets import Sockets
+from gunicorn_sticky.broadcast import asyncio_driver, thread_driver
 from gunicorn_sticky.broadcast.cluster import Cluster
 from gunicorn_sticky.broadcast.join_socket import JoinSocket, Member
 
@@ -55,6 +65,11 @@ def ending() -> Iterator[None]:
     yield
     while servers:
         servers.pop().communicate()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
 
 
 SWAPS = [link, hard_link, another_socket, another_server, nothing]
@@ -143,3 +158,141 @@ def test_a_doorbell_that_is_full_is_emptied():
 def test_a_member_of_nobody(tmp_path: Path):
     with pytest.raises(ConnectionError, match="sticky_cluster_socket"):
         Member(str(tmp_path / "none")).tell(b"")
+
+
+def test_a_member_of_another_version(path: Path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def greet() -> None:
+            client, _ = server.accept()
+            with client:
+                socket.send_fds(client, [b"gunicorn_sticky 0.0"], [0, 0])
+
+        before = len(os.listdir("/proc/self/fd"))
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        with pytest.raises(ConnectionError, match=r"gunicorn_sticky 0\.0 is there"):
+            Member(str(path)).tell(b"")
+        greeting.join()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def test_what_a_server_has_left_behind_is_replaced(path: Path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    JoinSocket(str(path)).remove()
+    assert not path.exists()
+
+
+def test_a_reload_moves_it_removes_it_and_refuses_what_cannot_be(tmp_path: Path):
+    sockets, failures = Sockets(None, None), list[str]()
+    owner = {"uid": os.geteuid(), "gid": os.getegid()}
+
+    def reload(path: Path | None) -> set[str]:
+        cfg = SimpleNamespace(sticky_cluster_socket=path and str(path), sticky_status=None, **owner)
+        sockets.open(cfg, None, lambda text, *args: failures.append(text % args))
+        return {found.name for found in tmp_path.iterdir()}
+
+    assert reload(tmp_path / "one") == {"one"}
+    assert reload(tmp_path / "one") == {"one"}
+    assert reload(tmp_path / "two") == {"two"}
+    (tmp_path / "file").touch()
+    assert reload(tmp_path / "file") == {"two", "file"}
+    assert len(failures) == 1
+    assert failures[0].startswith("Invalid sticky_cluster_socket: ")
+    assert sockets.join
+    assert sockets.join.path == str(tmp_path / "two")
+    assert reload(None) == {"file"}
+    assert sockets.join is None
+
+
+# --- hearing ---
+
+
+class Behind:
+    """What two writers tell, of whom one has not finished when the bell rings, and nobody rings again."""
+
+    def __init__(self) -> None:
+        self._told = [[b"one"], [], [b"two"]]
+        self._bell = os.eventfd(0)
+
+    def hear(self) -> list[bytes]:
+        return self._told.pop(0)
+
+    @property
+    def is_behind(self) -> bool:
+        return bool(self._told)
+
+    def fileno(self) -> int:
+        return self._bell
+
+    def listener(self, log: Any) -> Behind:
+        return self
+
+    def close(self) -> None:
+        os.close(self._bell)
+
+
+@pytest.fixture
+def behind() -> Iterator[Behind]:
+    with contextlib.closing(Behind()) as behind:
+        yield behind
+
+
+def test_threads_look_again_for_what_is_not_finished(behind: Behind):
+    heard: list[bytes] = []
+    messages: Any = thread_driver.messages(behind, None)  # type: ignore[arg-type]
+    listening = threading.Thread(target=lambda: heard.extend(itertools.islice(messages, 2)), daemon=True)
+    listening.start()
+    listening.join(PATIENCE)
+    assert heard == [b"one", b"two"]
+
+
+def test_asyncio_looks_again_for_what_is_not_finished(behind: Behind):
+    async def listen() -> list[bytes]:
+        messages: Any = asyncio_driver.messages(behind, None)  # type: ignore[arg-type]
+        return [await anext(messages) for _ in range(2)]
+
+    assert asyncio.run(asyncio.wait_for(listen(), PATIENCE)) == [b"one", b"two"]
+
+
+# --- managers outside of workers ---
+
+
+@pytest.fixture(params=["ClusterManager", "AsyncClusterManager"])
+def manager(request: pytest.FixtureRequest) -> Any:
+    return getattr(gunicorn_sticky, request.param)
+
+
+def emit(manager: Any) -> None:
+    emitting = manager.emit("news", 1)
+    if inspect.isawaitable(emitting):
+        asyncio.run(wait(emitting))
+
+
+async def wait(for_: Awaitable[Any]) -> None:
+    await for_
+
+
+def test_a_path_is_for_those_who_only_emit(manager: Any):
+    with pytest.raises(ValueError, match="write_only"):
+        manager("/nowhere")
+
+
+def test_who_only_emits_needs_a_path(manager: Any):
+    with pytest.raises(RuntimeError, match="sticky_cluster_socket"):
+        emit(manager(write_only=True))
+
+
+def test_who_only_emits_needs_a_server(manager: Any, path: Path):
+    with pytest.raises(ConnectionError, match="sticky_cluster_socket"):
+        emit(manager(str(path), write_only=True))
+
+
+def test_a_server_in_no_worker_is_told_so(manager: Any, caplog: pytest.LogCaptureFixture):
+    kind = socketio.AsyncServer if manager.__name__.startswith("Async") else socketio.Server
+    server = kind(client_manager=manager(), async_mode="asgi" if kind is socketio.AsyncServer else "threading")
+    server.manager.initialize()
+    assert f"{manager.__name__} is in no worker of gunicorn_sticky" in caplog.text

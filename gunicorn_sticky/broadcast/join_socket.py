@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -111,6 +112,8 @@ def _is_free(path: str, replace: bool) -> bool:
     with Socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         try:
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                return False  # to which connect() says the same as to a socket that nobody listens at
             client.connect(path)
         except ConnectionRefusedError:
             return True
