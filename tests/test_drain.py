@@ -19,12 +19,19 @@ class Worker:
     def __init__(self, phase: int = RUNNING, *, is_active_master: bool = True) -> None:
         self.is_active = True
         self.last_served = 0.0
+        self.is_orphan = False
         self.board = SimpleNamespace(phase=phase, is_active_master=is_active_master)
         self.slots, self.own = (self.intake(is_own=is_own) for is_own in (False, True))
 
     def intake(self, *, is_own: bool) -> Intake:
         seat = cast("Any", SimpleNamespace(board=self.board, is_active=lambda: self.is_active))
-        return Intake(seat, is_own=is_own, last_call=LAST_CALL, last_served=lambda: self.last_served)
+        return Intake(
+            seat,
+            is_own=is_own,
+            last_call=LAST_CALL,
+            last_served=lambda: self.last_served,
+            is_orphan=lambda: self.is_orphan,
+        )
 
 
 def test_the_slots_connections_are_the_active_workers():
@@ -52,6 +59,26 @@ def test_who_drains_stays_until_its_sessions_are_quiet():
     assert worker.own.goes_on(102.0 + QUIET - 0.1)
     assert not worker.own.goes_on(102.0 + QUIET + 0.1)
     assert worker.own.may_take()  # for as long as it lives
+
+
+@pytest.mark.parametrize("phase", [RUNNING, STOPPING])
+def test_who_has_lost_its_master_stays_for_nothing(phase: int):
+    worker = Worker(phase)
+    for intake in (worker.slots, worker.own):
+        intake.drain(100.0)
+    worker.is_orphan = True
+    assert not worker.slots.goes_on(100.1)
+    assert not worker.own.goes_on(100.1)
+
+
+def test_a_server_that_ends_has_nothing_for_who_is_not_its_slots_worker_any_more():
+    worker = Worker(STOPPING)
+    worker.slots.drain(100.0)
+    assert worker.slots.goes_on(100.0)
+    worker.is_active = False  # it looks, and takes nothing
+    assert not worker.slots.goes_on(100.1)
+    worker.own.drain(100.0)
+    assert worker.own.goes_on(100.1)
 
 
 def test_a_server_that_ends_takes_the_rest():

@@ -24,7 +24,7 @@ board.phase = PHASE
 assert channel.send(theirs.fileno(), ConnectionInfo("", "", "key")) is None
 theirs.close()
 seat = types.SimpleNamespace(board=board, is_active=lambda: True)
-intake = Intake(seat, is_own=False, last_call=1.0, last_served=lambda: 0.0)
+intake = Intake(seat, is_own=False, last_call=1.0, last_served=lambda: 0.0, is_orphan=lambda: False)
 server = InboxServer(GeventInbox(channel), intake, handle=lambda client, info: client.sendall(b"served"), spawn=Pool(1))
 server.start()
 server.do_handle(*server.do_read())

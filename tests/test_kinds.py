@@ -259,6 +259,18 @@ def test_a_killed_dispatcher_takes_no_connection_of_a_worker_along(kind: Kind):
 # --- the end of workers ---
 
 
+@pytest.mark.parametrize("drains", [False, True], ids=["serving", "draining"])
+def test_workers_of_a_killed_master_end_at_once(kind: Kind, drains: bool):
+    args = (*kind.args, "-w", "2", "--graceful-timeout", "60", kind.app("whoami"))
+    with Server(*args) as server, answers(2, lambda _: cut_off(server)):
+        wait_for(lambda: connections(server) == 2, "two requests")
+        if drains:
+            server.send_signal(signal.SIGTERM)
+            server.wait_for_log("Handling signal: term")
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: not server.session(), "all processes to end", 15)
+
+
 def test_what_takes_longer_than_the_graceful_timeout_is_cut_off(kind: Kind):
     with Server(*kind.args, "-w", "1", "--graceful-timeout", "1", kind.app("whoami")) as server:
         pid = server.who()["pid"]

@@ -154,6 +154,11 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
         await self.drain(lambda: self._quick_shutdown)
         self.nr_conns -= 1
 
+    def notify(self) -> None:
+        """Show that this worker is alive, and end at once if its master is not."""
+        super().notify()
+        self._quick_shutdown |= self.is_orphan()
+
     def _new_protocol(self, served: Served) -> Any:
         return _Protocol(self, served)
 

@@ -72,12 +72,9 @@ class Inbox:
         return True
 
     def _take(self) -> bool:
-        """Take some, and return whether none is left for this worker."""
+        """Take some, and return whether none is left."""
         for _ in range(BATCH):
-            if not self._intake.may_take():
-                self._stop()
-                return True
-            if self._is_full():
+            if not self._intake.may_take() or self._is_full():
                 self._stop()
                 return False
             try:

@@ -117,7 +117,7 @@ class AsyncioStickyWorker(StickyWorker):
                 self.notify()
                 beat = now + 1
             looks = [inbox.goes_on() for inbox in self._inboxes]
-            if is_urgent() or not (self._protocols or any(looks)):
+            if is_urgent() or self.is_orphan() or not (self._protocols or any(looks)):
                 break
             await asyncio.sleep(POLL)
         for inbox in self._inboxes:

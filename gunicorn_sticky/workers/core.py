@@ -52,6 +52,7 @@ class StickyWorker:
     tmp: Any
     nr: int
     max_requests: int
+    ppid: int
     #: What counts for it.
     load_class: type[Load] = Load
 
@@ -163,8 +164,13 @@ class StickyWorker:
     def intake(self, *, is_own: bool) -> Intake:
         """Return what decides on the connections of an inbox: that for this worker's own sessions, or its slot's."""
         assert self._seat
-        last_served = lambda: self.load.last_served  # noqa: E731
-        return Intake(self._seat, is_own=is_own, last_call=self.cfg.graceful_timeout, last_served=last_served)
+        return Intake(
+            self._seat,
+            is_own=is_own,
+            last_call=self.cfg.graceful_timeout,
+            last_served=lambda: self.load.last_served,
+            is_orphan=self.is_orphan,
+        )
 
     def notify(self) -> None:
         """Show that this worker is alive, once a second (`gunicorn.workers.base.Worker.notify`)."""
@@ -173,6 +179,10 @@ class StickyWorker:
             if self._has_been_active and self.alive and not self._is_child:
                 self._persist(self._seat)
         super().notify()  # type: ignore[misc]
+
+    def is_orphan(self) -> bool:
+        """Tell whether the master has died: then a worker ends at once, as Gunicorn's gevent worker does."""
+        return self.ppid != os.getppid()
 
     def _persist(self, seat: Seat) -> None:
         """Claim the slot again, unless it is another worker's, in case somebody has overwritten what stood there."""

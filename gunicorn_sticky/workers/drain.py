@@ -43,13 +43,23 @@ class Intake:
         is_own: whether the inbox is for the worker's own sessions; otherwise it is its slot's
         last_call: seconds to wait, at the end of the server, for what is still on its way
         last_served: returns when the worker has last been busy with a request
+        is_orphan: tells whether the master has died
     """
 
-    def __init__(self, seat: Seat, *, is_own: bool, last_call: float, last_served: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        seat: Seat,
+        *,
+        is_own: bool,
+        last_call: float,
+        last_served: Callable[[], float],
+        is_orphan: Callable[[], bool],
+    ) -> None:
         self._seat = seat
         self._is_own = is_own
         self._last_call = last_call
         self._last_served = last_served
+        self._is_orphan = is_orphan
         #: Whether it is left to the successor.
         self._is_left = False
         #: When the worker began to drain.
@@ -74,9 +84,11 @@ class Intake:
 
     def goes_on(self, now: float) -> bool:
         """Tell whether a worker that drains has to stay for this inbox; to be asked before each look into it."""
+        if self._is_orphan():
+            return False
         if self.is_last_call:
             self._phase = self._seat.board.phase  # before the look, which sees all that came before STOPPED
-            return not self._is_empty and now < self._began + self._last_call
+            return self.may_take() and not self._is_empty and now < self._began + self._last_call
         return self._is_own and now < max(self._began, self._last_served()) + QUIET
 
     def took_all(self) -> None:

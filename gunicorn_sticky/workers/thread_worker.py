@@ -162,6 +162,9 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if now >= self._next_sign:
             self._next_sign = now + SIGN
             super().notify()
+            if self._seat and self.is_orphan():
+                self.log.info("Parent changed, shutting down: %s", self)
+                sys.exit(0)
 
     def _persist(self, seat: Seat) -> None:
         super()._persist(seat)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ class _Server(Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to end; called ten times a second (`uvicorn.server.Server.on_tick`)."""
-        if self._worker.ppid != os.getppid():
+        if self._worker.is_orphan():
             self._worker.log.info("Parent changed, shutting down: %s", self._worker)
             self.force_exit = True
             return True
@@ -67,7 +66,6 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
 
     config: Any
     wsgi: Any
-    ppid: int
     pid: int
 
     def __init__(self, *args: Any, seat: Seat | None = None, **kwargs: Any) -> None:
