@@ -46,6 +46,10 @@ class Process:
         """Tell whether it was gone."""
         return self.gone is not None and self.gone <= at
 
+    def is_orphan(self, at: float) -> bool:
+        """Tell whether its master had been killed: it goes in a moment, and nobody waits for it."""
+        return self.killed and self.leaving is not None and self.leaving <= at
+
 
 @dataclass(frozen=True)
 class Window:
@@ -120,9 +124,7 @@ class Judge:
     def _is_excused(self, r: Record, homes: dict[str, int]) -> bool:
         owner = self._history.processes.get(r.owner or 0)
         if r.outcome == "404":
-            # A worker whose master was killed goes in a moment, and nobody waits for it.
-            orphan = owner is not None and owner.killed and owner.leaving is not None and owner.leaving <= r.end
-            return owner is not None and (orphan or owner.is_gone(r.end + 0.05))
+            return owner is not None and (owner.is_orphan(r.end) or owner.is_gone(r.end + 0.05))
         if r.split and self._held_by_a_dispatcher(r):
             return True
         if r.kind == "sio":
@@ -171,9 +173,12 @@ class Judge:
         if not self._by_session and mine is not None and mine.leaving is not None and mine.leaving <= r.end:
             return True  # its client's next request goes to a successor, or to an older master's worker
         for worker in self._history.of("worker"):
+            killed = worker.killed and worker.is_gone(r.end + 0.05)
+            # What a proxy sends on a connection that another worker has is in that one's hands until it hands it over.
+            if self._proxied and killed and not worker.is_gone(r.start - CLOSES):
+                return True
             if mine is not None and worker.slot != mine.slot:
                 continue
-            killed = worker.killed and worker.is_gone(r.end + 0.05)
             if mine in (None, worker) and (killed or self._was_forced(worker, r.end)):
                 if not worker.is_gone(r.opened - 0.2):
                     return True
@@ -223,7 +228,7 @@ class Judge:
                     yield r
             elif self._by_session:
                 owner = processes.get(r.owner or 0)
-                if owner is not None and r.pid != owner.pid and not owner.is_gone(r.end):
+                if owner is not None and r.pid != owner.pid and not (owner.is_gone(r.end) or owner.is_orphan(r.end)):
                     yield r
             # By IP, connections that are open stay where they are when slots come and go.
             elif r.slot not in (None, homes.get(r.client, r.slot)) and not self._history.within(

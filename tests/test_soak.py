@@ -131,6 +131,10 @@ def test_another_worker_than_the_sessions():
     moved = answered(owner=103, pid=101)
     assert found(moved, by="session", processes=(worker(), worker(103))) == ["answered by another worker"]
     assert found(moved, by="session", processes=(worker(), worker(103, gone=5.0, killed=True))) == []
+    orphan = worker(103, leaving=9.9, gone=10.5, killed=True)
+    assert found(moved, by="session", processes=(worker(), orphan)) == []
+    drains = worker(103, leaving=9.9, gone=10.5)
+    assert found(moved, by="session", processes=(worker(), drains)) == ["answered by another worker"]
 
 
 def test_back_to_an_older_worker():
@@ -160,3 +164,13 @@ def test_a_socketio_session():
     assert found(lost, processes=(worker(leaving=11.0), worker(103, born=-1.0))) == ["failed"]
     assert found(lost, by="session", processes=(drains, worker(103, born=1.0))) == ["failed"]
     assert found(lost, by="session", processes=(KILLED,)) == []
+
+
+def test_a_request_of_a_socketio_session_in_the_hands_of_another_worker():
+    # A proxy's connection led to one that stood still, which was killed; the client noticed in the end.
+    lost = failed(kind="sio", pid=101, owner=101, last_pid=101, opened=5.0, start=6.0, end=26.0)
+    other = worker(103, slot=2, stopped=5.5, gone=12.0, killed=True)
+    assert found(lost, by="session", processes=(worker(), other), proxied=True) == []
+    assert found(lost, by="session", processes=(worker(), other)) == ["failed"]
+    earlier = worker(103, slot=2, gone=5.0, killed=True)
+    assert found(lost, by="session", processes=(worker(), earlier), proxied=True) == ["failed"]
