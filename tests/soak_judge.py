@@ -241,12 +241,20 @@ class Judge:
         if self._by_session:
             return
         processes, newest = self._history.processes, dict[str, tuple[float, Process]]()
+        masters: dict[int, float] = {}
+        for process in self._history.of("worker"):
+            masters[process.master] = min(process.born, masters.get(process.master, process.born))
+
+        def rank(worker: Process) -> tuple[float, float]:
+            """Workers of a newer master are newer, also if an older one has replaced one meanwhile."""
+            return masters[worker.master], worker.born
+
         for r in sorted((r for r in records if r.kind == "request" and not r.failed), key=lambda r: r.end):
             worker = processes.get(r.pid or 0)
             if worker is None:
                 continue
             since, known = newest.get(r.client, (0.0, worker))
-            if worker.born >= known.born or worker.slot != known.slot:
+            if rank(worker) >= rank(known) or worker.slot != known.slot:
                 newest[r.client] = (r.end, worker) if worker is not known else (since or r.end, worker)
             elif (
                 r.start > since

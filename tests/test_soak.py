@@ -141,6 +141,9 @@ def test_back_to_an_older_worker():
     new, back = answered(start=5.0, end=5.1, pid=103), answered()
     assert found(new, back, processes=(worker(), worker(103, born=4.0))) == ["went back to an older worker"]
     assert found(new, back, processes=(worker(), worker(103, born=4.0, gone=7.0, killed=True))) == []
+    # An older master's replacement has answered before the new master accepted.
+    old = (worker(102, slot=2, master=99, born=-5.0), worker(103, master=99, born=4.0))
+    assert found(answered(start=0.1, end=0.2, pid=103), back, processes=(worker(), *old)) == []
 
 
 def test_a_worker_that_ends_without_a_reason():
