@@ -128,11 +128,13 @@ def test_what_goes_on_after_a_response_is_done_also_if_the_connection_moves(serv
     slots = {key: server.who(headers={"X-Forwarded-For": key})["slot"] for key in KEYS}
     here = KEYS[0]
     there = next(key for key in KEYS if slots[key] != slots[here])
-    path = f"/background/{random.random()}"
+    path = "/background/work"
     connection = Connection(server.port)
     for where, key in ((path, here), ("/", there)):
         connection.socket.sendall(head(where, key, b"Content-Length: 0"))
         assert connection.answer()["slot"] == slots[key]
+    assert path not in server.who(headers={"X-Forwarded-For": here})["done"]
+    (server.folder / "release").touch()
     wait_for(lambda: path in server.who(headers={"X-Forwarded-For": here})["done"], "what is done in the background")
     connection.close()
 

@@ -606,8 +606,7 @@ def test_max_requests():
     with serve("--max-requests", "20") as site:
         a, b = site.one_each(2)
         with talk(a, b):
-            while "Autorestarting" not in site.log:
-                site.get("/socket.io/")
+            wait_for(lambda: site.get("/socket.io/") and "Autorestarting" in site.log, "a worker that is spent")
             greet(site.connect_to(lambda client: client.pid not in (a.pid, b.pid)), a, b)
 
 

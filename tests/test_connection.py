@@ -42,11 +42,11 @@ def pre_request(worker, req):
 
 def test_a_request_waits_for_its_release(kind: Kind):
     config = """
-import os, threading, time
+import os, threading
+from waiting import wait_until
 
 def release(worker, connection):
-    while not os.path.exists("release"):
-        time.sleep(0.01)
+    wait_until(lambda: os.path.exists("release"))
     worker.log.info("wrong event: %s", connection.emit("something else"))
     worker.log.info("right event: %s", connection.emit("ready"))
 

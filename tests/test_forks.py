@@ -87,11 +87,13 @@ def test_while_a_child_lives_the_worker_serves(server: Server):
     (server.folder / "release").unlink(missing_ok=True)
     idle, busy = connect(server), connect(server)
     pid = ask(idle, "/who/")["pid"]
-    busy.request("GET", "/process/wait")
+    busy.request("GET", "/process/stay")
     wait_for(lambda: len(server.session()) > 3, "the child")
     for _ in range(50):
         assert ask(idle, "/who/")["pid"] == pid
         assert json.loads(server.get("/who/").body)["pid"] == pid
-    assert json.loads(busy.getresponse().read())["pid"] == pid
+    assert len(server.session()) > 3
+    (server.folder / "over").touch()
+    assert json.loads(busy.getresponse().read()) == {"pid": pid, "code": 0}
     for connection in (idle, busy):
         connection.close()

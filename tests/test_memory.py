@@ -31,6 +31,7 @@ MOST = (1 << 64) - 1
 #: with the others, and then try to cut it off.
 SCRIBBLER = """
 import mmap, os, threading, time
+from waiting import wait_until
 
 def scribble(fds):
     maps = [mmap.mmap(fd, os.fstat(fd).st_size if "rings" not in name else 1 << 16) for name, fd in fds.items()]
@@ -58,8 +59,7 @@ def watch():
             continue
         if name.startswith("/memfd:gunicorn-sticky"):
             fds[name] = int(fd)
-    while not (os.path.exists("scribble") and os.path.getsize("scribble")):
-        time.sleep(0.01)
+    wait_until(lambda: os.path.exists("scribble") and os.path.getsize("scribble"))
     open("scribbling", "w").write(" ".join(fds))
     scribble(fds)
 

@@ -242,12 +242,13 @@ def test_reload_loses_nothing():
 
 def test_a_worker_that_boots_during_a_reload_gives_way_to_the_newer_one():
     config = """
-import os, time
+import os
+from waiting import wait_until
+
 def post_fork(server, worker):
     if os.path.exists("slow"):
         os.unlink("slow")
-        while not os.path.exists("go"):
-            time.sleep(0.01)
+        wait_until(lambda: os.path.exists("go"))
 """
     with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
         slots(server)
@@ -602,11 +603,11 @@ def post_worker_init(worker):
 @pytest.mark.features
 def test_who_waits_for_a_worker_that_boots_waits_for_as_long_as_that_takes():
     config = """
-import os, time
+import os
+from waiting import wait_until
 
 def post_worker_init(worker):
-    while os.path.exists("hold"):
-        time.sleep(0.01)
+    wait_until(lambda: not os.path.exists("hold"))
 """
     with Server(*STICKY, "-w", "1", "--timeout", "2", "whoami:app", config=config) as server:
         victim = server.who(source=CLIENTS[0])

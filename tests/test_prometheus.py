@@ -38,10 +38,11 @@ OPENMETRICS = {"Accept": "application/openmetrics-text;version=1.0.0;q=0.5,text/
 CLIENTS = addresses(24)
 #: Workers that are held while they boot, for as long as there is a file.
 HELD = """
-import os, time
+import os
+from waiting import wait_until
+
 def post_fork(server, worker):
-    while os.path.exists("hold"):
-        time.sleep(0.01)
+    wait_until(lambda: not os.path.exists("hold"))
 """
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -59,11 +59,10 @@ def read_number(message: bytes) -> tuple[int, int]:
     return writer, number
 
 
-def write_many(memory: Rings, writer: int, count: int, sizes: tuple[int, int], pause: float = 0.0) -> None:
+def write_many(memory: Rings, writer: int, count: int, sizes: tuple[int, int]) -> None:
     own, rng = Writer(memory), random.Random(writer)
     for number in range(1, count + 1):
         own.write(numbered(writer, number, rng.randrange(*sizes)))
-        time.sleep(pause)
 
 
 # --- one writer ---
@@ -276,7 +275,7 @@ def test_readers_and_writers_at_full_speed(memory, run):
                 assert number > last[writer]
                 last[writer] = number
                 heard += 1
-            time.sleep(pause)
+            time.sleep(pause)  # some readers are slow
         results.put((heard, reader.dropped))
 
     pauses = (0.0, 0.001, 0.5)
@@ -304,7 +303,7 @@ def test_writers_that_are_killed_at_any_moment(memory, run):
 
         writer = run(write_many, memory, round_, 1_000_000, (8, MAX_MESSAGE // 4))
         wait_for(news, "messages")
-        time.sleep(rng.random() / 100)
+        time.sleep(rng.random() / 100)  # any moment
         writer.kill()
         writer.join()
         news()
@@ -360,7 +359,7 @@ def test_an_answer_never_overtakes_its_question(memory, run):
         own = Writer(memory)
         for number in range(count):
             own.write(b"question%d" % number)
-            time.sleep(0.0001)
+            time.sleep(0.0001)  # all of them fit in the ring; so answers come in between
 
     run(ask)
     asked, answered, deadline = set(), 0, time.monotonic() + 30

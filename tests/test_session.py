@@ -11,8 +11,8 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -54,6 +54,13 @@ def use(server: Server, session: str, how: str = "query") -> dict[str, Any]:
         headers = {"Cookie": f"a=b; session={session}; c=d"}
     response = server.get(path, headers=headers)
     return dict(json.loads(response.body)) | {"status": response.status}
+
+
+def wait_for_heartbeat(pid: int) -> None:
+    """Wait until a worker has shown that it is alive, by the time of a file of which only the descriptor is left."""
+    [file] = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "/wgunicorn-" in os.readlink(file)]
+    before = file.stat().st_mtime
+    wait_for(lambda: file.stat().st_mtime != before, "a heartbeat")
 
 
 def test_a_session_stays_with_the_worker_that_minted_it():
@@ -165,7 +172,7 @@ def test_a_draining_worker_stays_between_two_requests_of_a_client(kind: Kind):
         server.wait_for_log("Booting worker", count=2)
         wait_for(lambda: new(server)["pid"] != session["pid"], "its successor")
         for _ in range(3):
-            time.sleep(1.2)  # Gunicorn's worker looks every second whether anybody is busy
+            wait_for_heartbeat(session["pid"])  # so it has looked whether anybody is busy
             answer = use(server, session["id"])
             assert (answer["status"], answer["pid"]) == (200, session["pid"])
         server.wait_for_log(rf"Worker exiting \(pid: {session['pid']}\)", timeout=10)

@@ -24,13 +24,13 @@ steady = pytest.mark.xdist_group("signals")
 CLIENTS = addresses(12)
 #: Stops a server that starts at the stage that the environment variable names, until the file "go" exists.
 PAUSE = """
-import os, time
+import os
+from waiting import wait_until
 
 def stage(name):
     if os.environ["STAGE"] == name:
         open("here", "w").close()
-        while not os.path.exists("go"):
-            time.sleep(0.01)
+        wait_until(lambda: os.path.exists("go"))
 
 def nworkers_changed(server, new, old): stage("setup")
 def on_starting(server): stage("starting")
@@ -52,9 +52,8 @@ LATER = [
     "booted worker 2",
     "dispatcher",
 ]
-#: How many starts are interrupted after how many seconds.
+#: How many starts are interrupted, each at another moment.
 STARTS = int(os.environ.get("STICKY_STARTS", "6"))
-LATEST = 0.8
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 #: Each stage with SIGTERM, and with one of the two signals for a quick stop, for which Gunicorn does the same.
 LATER_STOPS = [(stage, number) for n, stage in enumerate(LATER) for number in (signal.SIGTERM, STOPS[1 + n % 2])]
@@ -110,12 +109,16 @@ def test_stop_at_every_stage_of_the_start(stage: str, number: int):
 
 
 def test_stop_at_any_time():
-    """What the stages above do not name."""
+    """What the stages above do not name: at moments that are spread over the time that a start takes here."""
+    began = time.monotonic()
+    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+        server.wait_for_log(r"Slot \d: ready", count=2)
+        takes = time.monotonic() - began
     for start in range(STARTS):
         number = STOPS[start % len(STOPS)]
         port = free_port()
         with Server(*STICKY, "-w", "2", "whoami:app", bind=f"127.0.0.1:{port}") as server:
-            time.sleep(LATEST * start / STARTS)
+            time.sleep(takes * start / STARTS)
             server.send_signal(number)
             try:
                 code = server.process.wait(15)

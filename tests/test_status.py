@@ -137,10 +137,11 @@ def test_counters_go_on_when_processes_are_replaced():
 
 def test_states_of_slots():
     config = """
-import os, time
+import os
+from waiting import wait_until
+
 def post_fork(server, worker):
-    while os.path.exists("hold"):
-        time.sleep(0.01)
+    wait_until(lambda: not os.path.exists("hold"))
 """
     with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
         wait_for(lambda: status(server)["state"] == "ok", "both workers")

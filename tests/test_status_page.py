@@ -33,11 +33,12 @@ CLIENTS = addresses(24 * 250)[::250]  # of 24 networks
 PROMISE = 2.0
 #: Holds new workers while they boot, as long as there is a file named "hold".
 HOLD = """
-import os, time
+import os
+from waiting import wait_until
+
 keepalive = 60
 def post_fork(server, worker):
-    while os.path.exists("hold"):
-        time.sleep(0.01)
+    wait_until(lambda: not os.path.exists("hold"))
 """
 
 

@@ -89,10 +89,11 @@ def test_paths(site: Site, path: str, kind: str):
 
 def test_health():
     config = """
-import os, time
+import os
+from waiting import wait_until
+
 def post_fork(server, worker):
-    while os.path.exists("hold"):
-        time.sleep(0.01)
+    wait_until(lambda: not os.path.exists("hold"))
 """
     with well(config=config) as site:
         (site.folder / "hold").touch()
@@ -226,13 +227,14 @@ def test_it_ends_with_the_master(number: int):
 @pytest.mark.parametrize("kind", ["dispatcher", "status server"])
 def test_a_process_whose_master_dies_before_it_has_started(kind: str, tmp_path: Path):
     (tmp_path / "slow.py").write_text(
-        "import os, time\n"
+        "import os\n"
         "from gunicorn.glogging import Logger\n"
+        "from waiting import wait_until\n"
         "class Slow(Logger):\n"
         "    def info(self, message, *args, **kwargs):\n"
         "        super().info(message, *args, **kwargs)\n"
-        f"        while message.startswith('Booting') and args[0] == {kind!r} and os.getppid() == self.master:\n"
-        "            time.sleep(0.01)\n"
+        f"        if message.startswith('Booting') and args[0] == {kind!r}:\n"
+        "            wait_until(lambda: os.getppid() != self.master)\n"
         "    master = os.getpid()\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:{APPS}"}
@@ -246,10 +248,11 @@ def test_a_process_whose_master_dies_before_it_has_started(kind: str, tmp_path: 
 def test_one_that_is_told_to_end_before_it_serves():
     """It asks for the name of its host first, which takes a while."""
     config = (
-        "import gevent.socket, sys\n"
+        "import gevent.socket, os, sys\n"
+        "from waiting import wait_until\n"
         "def slowly(name):\n"
         "    print('Asking', file=sys.stderr, flush=True)\n"
-        "    gevent.sleep(1)\n"
+        "    wait_until(lambda: os.path.exists('told'))\n"
         "    return name\n"
         "gevent.socket.getfqdn = slowly\n"
     )
@@ -257,6 +260,7 @@ def test_one_that_is_told_to_end_before_it_serves():
         site.wait_for_log("Asking")
         [pid] = site.alive("status server")
         os.kill(pid, signal.SIGTERM)
+        (site.folder / "told").touch()
         site.wait_for_log(r"Status server \(pid:\d+\) has ended")
         site.wait_for_log("Status at", count=2)
         assert "Exception in the status server" not in site.log

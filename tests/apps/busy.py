@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import simple_websocket
+from waiting import wait_until
 
 from gunicorn_sticky import session_id
 from gunicorn_sticky.shared.unpatched import sleep as block
@@ -34,8 +35,7 @@ def spin(seconds):
 
 
 def hold(_seconds):
-    while not os.path.exists("release"):
-        time.sleep(0.02)
+    wait_until(lambda: os.path.exists("release"))
 
 
 def child(_seconds):

@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+from waiting import wait_until
+
 #: Set by a hook of Gunicorn's.
 WORKER: Any = None
 
@@ -41,11 +43,15 @@ def speak():
 
 def be_signalled(name):
     os.kill(os.getpid(), getattr(signal, name))
-    time.sleep(0.05)  # what a handler has spawned runs now
+    time.sleep(0)  # under gevent, what a handler has spawned runs now
 
 
 def wait():
-    time.sleep(3)
+    time.sleep(3)  # so that all that a worker does once a second could happen, and must not
+
+
+def stay():
+    wait_until(lambda: os.path.exists("over"))
 
 
 def fail():
@@ -66,8 +72,7 @@ def app(environ, start_response):
     _, kind, what = environ["PATH_INFO"].split("/")
     code = None
     if kind == "hold":
-        while not os.path.exists("release"):
-            time.sleep(0.01)
+        wait_until(lambda: os.path.exists("release"))
     elif kind == "process":
         child = multiprocessing.get_context("fork").Process(target=run, args=[what])
         child.start()

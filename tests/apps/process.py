@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-import time
+
+from waiting import wait_until
 
 IMPORTED_BY = os.getpid()
 
@@ -11,8 +12,7 @@ IMPORTED_BY = os.getpid()
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path == "/hold":
-        while not os.path.exists("release"):
-            time.sleep(0.01)
+        wait_until(lambda: os.path.exists("release"))
     elif path == "/spin":
         while not os.path.exists("release"):
             pass  # gevent gets no chance to do anything else

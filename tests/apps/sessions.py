@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-import time
+
+from waiting import wait_until
 
 from gunicorn_sticky import session_id
 
@@ -16,8 +17,7 @@ def app(environ, start_response):
     given = query.get("session_id") or environ.get("HTTP_MCP_SESSION_ID") or cookies.get("session")
     if environ["PATH_INFO"] == "/hold":
         print("holding", file=sys.stderr, flush=True)
-        while not os.path.exists("release"):
-            time.sleep(0.01)
+        wait_until(lambda: os.path.exists("release"))
     headers = []
     status = "200 OK"
     if environ["PATH_INFO"] == "/new":

@@ -4,14 +4,14 @@ import hashlib
 import json
 import os
 import sys
-import time
+
+from waiting import wait_until
 
 
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/hold":
         print("held", file=sys.stderr, flush=True)
-    while environ["PATH_INFO"] == "/hold" and not os.path.exists("release"):
-        time.sleep(0.01)
+        wait_until(lambda: os.path.exists("release"))
     digest, size = hashlib.sha256(), 0
     while chunk := environ["wsgi.input"].read(65536):
         digest.update(chunk)

@@ -1,0 +1,15 @@
+"""How applications and configurations of the tests wait: for a condition, and no longer than any test does."""
+
+import time
+
+#: Seconds.
+LONGEST = 120
+
+
+def wait_until(condition):
+    """Return as soon as ``condition()`` is true, under gevent as well."""
+    deadline = time.monotonic() + LONGEST
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the test has not ended this wait")
+        time.sleep(0.01)
