@@ -1,23 +1,13 @@
-"""The application of all Gunicorns in the benchmark: says which process answers, and echoes Engine.IO's messages."""
+"""The application of all Gunicorns with WSGI: the empty one, and Engine.IO whose messages are echoed."""
 
-import os
-from collections.abc import Callable
 from typing import Any
 
 import engineio
-
-eio = engineio.Server(async_mode="gevent")
-BODY = f"hello {os.getpid():08}".encode()
+from empty import wsgi
 
 
-@eio.on("message")
-def echo(sid: str, data: str | bytes) -> None:
-    eio.send(sid, data)
-
-
-def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    start_response("200 OK", [("Content-Length", str(len(BODY)))])
-    return [BODY]
-
-
-app = engineio.WSGIApp(eio, hello)
+def create(async_mode: str) -> Any:
+    eio = engineio.Server(async_mode=async_mode)
+    eio.on("message", lambda sid, data: eio.send(sid, data))
+    engine = engineio.WSGIApp(eio)
+    return lambda environ, start: (wsgi if environ["PATH_INFO"] == "/" else engine)(environ, start)

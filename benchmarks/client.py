@@ -1,4 +1,4 @@
-"""Clients that speak HTTP, Engine.IO and WebSocket with raw sockets, and check every answer.
+"""Clients that speak HTTP, Engine.IO, MCP and WebSocket with raw sockets, and check every answer.
 
     python client.py '{"ports": [8000], "workload": "new", "rate": 1000, "seconds": 2}'
 
@@ -31,6 +31,8 @@ ADDRESSES = 256
 WARM_UP = 0.25
 #: Messages of an Engine.IO session.
 MESSAGES = 20
+#: Calls of an MCP session.
+CALLS = 20
 #: Linux's; Python has no name for it.
 IP_BIND_ADDRESS_NO_PORT = 24
 
@@ -99,7 +101,7 @@ def parse(answer: bytes) -> tuple[bytes, bytes]:
             size, _, rest = rest.partition(b"\r\n")
             chunks, rest = chunks + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
         body = chunks
-    if status != b"http/1.1 200 ok":
+    if status not in (b"http/1.1 200 ok", b"http/1.1 202 accepted"):
         raise Wrong(f"{(status or b'no answer').decode('latin-1')} {body[:60].decode('latin-1')}".strip())
     return head, body
 
@@ -127,6 +129,7 @@ class Load:
             "new": self.new,
             "keep-alive": self.keep_alive,
             "polling": self.polling,
+            "mcp": self.mcp,
             "websocket": self.websocket,
         }[workload]
         self.epoll = select.epoll()
@@ -229,15 +232,18 @@ class Load:
     def keep_alive(self, number: int, source: str, due: float) -> Steps:
         if number not in self.kept:
             self.kept[number] = Connection(self, source)
-        connection = self.kept[number]
-        connection.data = b""
-        yield from connection.send(self.head(source))
-        yield from connection.until(is_complete)
-        head, body = parse(connection.data)
+        head, body = yield from self.exchange(self.kept[number], self.head(source))
         if b"connection: close" in head:
             raise Wrong("does not keep connections alive")
         self.hello(source, body)
         self.answered(due)
+
+    def exchange(self, connection: Connection, request: bytes) -> Generator[Any, None, tuple[bytes, bytes]]:
+        """Send a request over a connection that stays open."""
+        connection.data = b""
+        yield from connection.send(request)
+        yield from connection.until(is_complete)
+        return parse(connection.data)
 
     def request(self, source: str, *args: str, **kwargs: str) -> Generator[Any, None, tuple[bytes, bytes]]:
         """Send a request over a connection of its own."""
@@ -274,6 +280,42 @@ class Load:
         if body.lower() != b"ok":
             raise Wrong(f"not ok: {body[:60]!r}")
         self.requests += 1
+
+    def mcp(self, _number: int, source: str, due: float) -> Steps:
+        """Call a tool, in turn over two connections that stay open: a client that calls two at once has as many."""
+        first, second = Connection(self, source), Connection(self, source)
+        try:
+            yield from self.rpc(first, source, "", method="initialize", id=0, params={})
+            match = re.search(rb"mcp-session-id: *(\S+)", first.data, re.IGNORECASE)
+            if not match:
+                raise Wrong("no session")
+            session = match[1].decode()
+            yield from self.rpc(first, source, session, method="notifications/initialized")
+            self.answered(due)
+            for n in range(CALLS):
+                since = now()
+                text = f"message {n}"
+                call = {"method": "tools/call", "id": n, "params": {"name": "echo", "arguments": {"text": text}}}
+                _head, body = yield from self.rpc((first, second)[n % 2], source, session, **call)
+                answer = json.loads(body)
+                if (answer["id"], answer["result"]["content"][0]["text"]) != (n, text):
+                    raise Wrong(f"not our call's answer: {body[:60]!r}")
+                self.answered(since)
+            yield from self.exchange(first, self.head(source, "/mcp", f"Mcp-Session-Id: {session}", method="DELETE"))
+            self.requests += 1
+        finally:
+            first.close()
+            second.close()
+
+    def rpc(self, connection: Connection, source: str, session: str, **message: Any) -> Generator[Any, None, Any]:
+        body = json.dumps({"jsonrpc": "2.0", **message})
+        headers = ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        headers += ["Accept: application/json, text/event-stream", "MCP-Protocol-Version: 2025-06-18"]
+        if session:
+            headers.append(f"Mcp-Session-Id: {session}")
+        answer = yield from self.exchange(connection, self.head(source, "/mcp", *headers, method="POST", end=body))
+        self.requests += 1
+        return answer
 
     def websocket(self, _number: int, source: str, due: float) -> Steps:
         connection = Connection(self, source)

@@ -1,10 +1,13 @@
 """Sticky sessions compared: with stock Gunicorn, with proxies before single-worker Gunicorns, with Node's packages.
 
-All servers run side by side. Round by round, and in an order that is new each time, each is loaded twice: at a rate
-that is the same for all of them, for latencies, and by as much as it takes, for requests/s and CPU seconds. Ratios are
-those of two runs of one round.
+One kind of worker after the other; all servers of a kind run side by side. Round by round, and in an order that is new
+each time, each is loaded twice: at a rate that is the same for all of them, for latencies and CPU seconds, and by as
+much as it takes, for requests/s and CPU seconds. Ratios are those of two runs of one round.
 
     python compare.py [--quick] [--rounds N] [--seed N] [--output FOLDER]
+    python compare.py --only gevent,uvicorn --workloads "new connections" [--quick] [--rounds N]
+
+The second form prints the figures of some kinds or workloads, and writes nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dispatcher
 import report
 import wrk
 from client import ADDRESSES, WARM_UP
-from contender import HERE, NODE, Contender, Contenders, cpu_seconds
+from contender import CHOSEN, HERE, NODE, Contender, Contenders, cpu_seconds
+from kind import KINDS, Kind
 from workload import WORKLOADS, Workload, cannot
+
+Named = TypeVar("Named", Kind, Workload)
 
 ROOT = HERE.parent
 #: What the rate is of the baseline's most. Requests that come one by one cost twice the CPU, others cost more than the
@@ -43,8 +49,9 @@ PATIENCE = 20.0
 
 
 class Bench:
-    def __init__(self, folder: Path, quick: bool, rounds: int, seed: int) -> None:
+    def __init__(self, folder: Path, workloads: Sequence[Workload], quick: bool, rounds: int, seed: int) -> None:
         self.folder = folder
+        self.workloads = workloads
         self.quick = quick
         self.rounds = rounds
         self.random = random.Random(seed)
@@ -54,35 +61,43 @@ class Bench:
         self.cannot: list[dict[str, Any]] = []
         self.broken: list[dict[str, Any]] = []
 
-    def run(self, workers: int) -> None:
-        few = self.quick or workers != 2
-        take_part = {w: w.few if few else w.contenders for w in WORKLOADS if workers == 2 or w.scales}
+    def run(self, kind: Kind, workers: int) -> None:
+        take_part = {
+            workload: workload.names(kind, few=self.quick or workers != 2)
+            for workload in self.workloads
+            if kind.interface in workload.interfaces and (workers == 2 or workload.scales)
+        }
         names = dict.fromkeys(name for names in take_part.values() for name in names)
-        with Contenders(self.folder, workers, list(names)) as running:
-            able = {
-                workload: [name for name in names if self.is_able(workload, running[name], workers)]
-                for workload, names in take_part.items()
-            }
-            rates = {}
-            for workload in take_part:
-                if workload.baseline not in able[workload]:
-                    continue
+        with Contenders(self.folder, kind, workers, list(names)) as running:
+            self.compare(kind, workers, running, take_part)
+
+    def compare(
+        self, kind: Kind, workers: int, running: dict[str, Contender], take_part: dict[Workload, list[str]]
+    ) -> None:
+        about = {"kind": kind.name, "workers": workers}
+        able = {
+            workload: [name for name in names if self.is_able(workload, running[name], about)]
+            for workload, names in take_part.items()
+        }
+        rates = {}
+        for workload in take_part:
+            if workload.baseline in able[workload]:
                 saturated = self.saturate(workload, running[workload.baseline], 0)
                 rates[workload] = saturated["requests"] / saturated["seconds"] * SHARE
-            for number in range(self.rounds):
-                print(f"{workers} worker{'s'[: workers > 1]}, round {number + 1} of {self.rounds}", flush=True)
-                for workload in self.random.sample(list(rates), len(rates)):
-                    turns = [name for name in able[workload] if self.takes_turn(name, number)]
-                    for name in self.random.sample(turns, len(turns)):
-                        self.measure(workload, running[name], workers, number, rates[workload])
+        for number in range(self.rounds):
+            print(f"{kind.name}, {plural(workers, 'worker')}, round {number + 1} of {self.rounds}", flush=True)
+            for workload in self.random.sample(list(rates), len(rates)):
+                turns = [name for name in able[workload] if self.takes_turn(name, number)]
+                for name in self.random.sample(turns, len(turns)):
+                    self.measure(workload, running[name], about | {"round": number}, rates[workload])
 
     def takes_turn(self, contender: str, number: int) -> bool:
         """What is close together needs more rounds than what is not."""
-        return self.quick or number % 2 == 0 or "stock" in contender or "sticky by" in contender
+        return number % 2 == 0 or contender == CHOSEN or "stock" in contender or "sticky by" in contender
 
-    def is_able(self, workload: Workload, contender: Contender, workers: int) -> bool:
+    def is_able(self, workload: Workload, contender: Contender, about: dict[str, Any]) -> bool:
         """Try some sessions until all succeed: the contender may still be booting."""
-        expected = not cannot(workload, contender.name, workers)
+        expected = not cannot(workload, contender.name, about["workers"])
         deadline = time.monotonic() + (PATIENCE if expected else 0)
         while True:
             seen = self.client(workload, contender, 5, clients=16, sessions=2)
@@ -90,27 +105,22 @@ class Bench:
                 return True
             if time.monotonic() > deadline:
                 break
-        which = {"workload": workload.name, "contender": contender.name, "workers": workers}
+        which = about | {"workload": workload.name, "contender": contender.name}
         (self.broken if expected else self.cannot).append({**which, "errors": seen["errors"]})
         return False
 
     def client(self, workload: Workload, contender: Contender, seconds: float, **task: Any) -> dict[str, Any]:
-        task |= {"ports": contender.ports, "workload": workload.kind, "seconds": seconds}
+        task |= {"ports": contender.ports, "workload": workload.does, "seconds": seconds}
         command = [sys.executable, str(HERE / "client.py"), json.dumps(task)]
         return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60).stdout))
 
     def saturate(self, workload: Workload, contender: Contender, offset: int) -> dict[str, Any]:
-        if workload.kind in ("new", "keep-alive"):
-            return wrk.load(self.library, contender.ports[0], SECONDS, workload.kind == "keep-alive", offset)
+        if workload.does in ("new", "keep-alive"):
+            return wrk.load(self.library, contender.ports, SECONDS, workload.does == "keep-alive", offset)
         return self.client(workload, contender, SECONDS, offset=offset)
 
-    def measure(self, workload: Workload, contender: Contender, workers: int, number: int, rate: float) -> None:
-        run: dict[str, Any] = {
-            "workers": workers,
-            "workload": workload.name,
-            "contender": contender.name,
-            "round": number,
-        }
+    def measure(self, workload: Workload, contender: Contender, about: dict[str, Any], rate: float) -> None:
+        run = about | {"workload": workload.name, "contender": contender.name}
         try:
             run |= self.figures(workload, contender, rate)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -148,6 +158,10 @@ class Bench:
         }
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s'[: count != 1]}"
+
+
 def output_of(*command: str) -> str:
     """Return the first line that a program prints about itself, wherever it does."""
     env = os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
@@ -172,7 +186,18 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    packages = ("gunicorn-sticky", "gunicorn", "gevent", "python-engineio", "simple-websocket")
+    packages = (
+        "gunicorn-sticky",
+        "gunicorn",
+        "gunicorn_h1c",
+        "gevent",
+        "uvicorn",
+        "uvicorn-worker",
+        "httptools",
+        "uvloop",
+        "python-engineio",
+        "simple-websocket",
+    )
     found = {"Python": platform.python_version()} | {name: version(name) for name in packages}
     found["commit"] = output_of("git", "-C", str(ROOT), "describe", "--always", "--dirty")
     found |= {name: number_in(output_of(name, "-v")) for name in ("nginx", "haproxy", "wrk", "node")}
@@ -182,14 +207,26 @@ def versions() -> dict[str, str]:
     }
 
 
+def some(chosen: str | None, of: Sequence[Named]) -> list[Named]:
+    """Return those whose names are in a list with commas, or all."""
+    names = chosen.split(",") if chosen else [one.name for one in of]
+    if unknown := set(names) - {one.name for one in of}:
+        raise SystemExit(f"{', '.join(unknown)}: choose from {', '.join(one.name for one in of)}")
+    return [one for one in of if one.name in names]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer contenders, shorter runs, two workers")
     parser.add_argument("--rounds", type=int, help="by default 12, or 3 if quick")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the order of the runs")
     parser.add_argument("--output", type=Path, help="where benchmarks.md goes: by default docs, or build if quick")
+    parser.add_argument("--only", metavar="KINDS", help="kinds of workers, with commas between them; with two workers")
+    parser.add_argument("--workloads", help="workloads, with commas between them; with two workers")
     options = parser.parse_args(arguments)
     rounds = options.rounds or (3 if options.quick else 12)
+    kinds, workloads = some(options.only, KINDS), some(options.workloads, WORKLOADS)
+    is_part = bool(options.only or options.workloads)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -201,12 +238,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="gunicorn-sticky-") as folder:
         os.chmod(folder, 0o755)  # nginx's workers are somebody else's
-        bench = Bench(Path(folder), options.quick, rounds, options.seed)
-        for workers in (2,) if options.quick else (1, 2, 4):
-            bench.run(workers)
+        bench = Bench(Path(folder), workloads, options.quick, rounds, options.seed)
+        for kind in kinds:
+            for workers in (2,) if options.quick or is_part else (1, 2, 4):
+                bench.run(kind, workers)
     results |= {"runs": bench.runs, "cannot": bench.cannot, "broken": bench.broken}
-    results["dispatcher"] = dispatcher.main(["--quick"] if options.quick else [])
-    report.write(results, options.output or ROOT / ("build" if options.quick else "docs"))
+    if is_part:
+        report.show(results)
+    else:
+        results["dispatcher"] = dispatcher.main(["--quick"] if options.quick else [])
+        report.write(results, options.output or ROOT / ("build" if options.quick else "docs"))
     return 1 if bench.broken else 0
 
 

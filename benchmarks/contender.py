@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from support.harness import BIN, PATIENCE, STICKY, Server, npm_ci  # noqa: E402
+from kind import Kind  # noqa: E402
+from support.harness import BIN, PATIENCE, Server, npm_ci  # noqa: E402
 
 #: The client is not to wait for a processor: latencies would be its own.
 NICE = ("nice", "-n", "5")
-#: What stickiness would be if it cost nothing: each client knows its Gunicorn.
-CHOSEN = "N Gunicorns, clients choose"
+#: What stickiness would be if it cost nothing: each client knows its server.
+CHOSEN = "N servers, clients choose"
 NODE = (
     "@socket.io/sticky",
     "sticky-session",
@@ -97,9 +99,11 @@ class Contender:
 
 
 def cpu_seconds(processes: Sequence[int]) -> float:
-    """Return what all threads of some processes have run for: unlike the times in /proc/PID/stat, not in ticks."""
-    tasks = (task for pid in processes for task in Path(f"/proc/{pid}/task").iterdir())
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """Return what some processes have run for, with all their threads, also those that have ended.
+
+    Unlike the times in /proc/PID/stat that is not in ticks: see MAKE_PROCESS_CPUCLOCK in Linux's posix-timers.
+    """
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in processes)
 
 
 @contextlib.contextmanager
@@ -123,10 +127,11 @@ def _program(folder: Path, *command: str) -> Iterator[int]:
 
 
 class Contenders:
-    """Starts all of them, side by side, when entered."""
+    """Starts those that are wanted, side by side, when entered."""
 
-    def __init__(self, folder: Path, workers: int, wanted: Sequence[str]) -> None:
+    def __init__(self, folder: Path, kind: Kind, workers: int, wanted: Sequence[str]) -> None:
         self._folder = folder
+        self._kind = kind
         self._workers = workers
         self._wanted = wanted
         self._stack = contextlib.ExitStack()
@@ -134,59 +139,68 @@ class Contenders:
 
     def __enter__(self) -> dict[str, Contender]:
         with self._stack:
-            self._start()
+            found = {name: self._get(name) for name in self._wanted}
             self._stack = self._stack.pop_all()
-        return {name: self._running[name] for name in self._wanted}
+        return found
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def _start(self) -> None:
-        several = ("-w", str(self._workers))
-        self._gunicorn("stock", "-k", "gevent", *several)
-        self._gunicorn("stock again", "-k", "gevent", *several)
-        self._gunicorn("stock -w 1", "-k", "gevent", "-w", "1")
-        self._gunicorn("sticky by ip", *STICKY, *several)
-        self._gunicorn("sticky by header", *STICKY, "--sticky-proxy", *several)
-        self._gunicorn("sticky by session", *STICKY, "--sticky-by", "session", *several)
-        singles = [self._gunicorn(f"single {n}", "-k", "gevent", "-w", "1") for n in range(self._workers)]
-        ports, sessions = (server.ports[0] for server in singles), (server.sessions for server in singles)
-        self._running[CHOSEN] = Contender(CHOSEN, tuple(ports), frozenset().union(*sessions))
-        self._nginx("nginx + N Gunicorns", singles, "ip_hash;")
-        self._nginx("nginx keepalive + N Gunicorns", singles, "ip_hash;", keepalive=True)
-        self._nginx("nginx keepalive + stock", [self._running["stock"]], keepalive=True)
-        self._nginx("nginx keepalive + sticky by header", [self._running["sticky by header"]], keepalive=True)
-        self._haproxy("HAProxy + N Gunicorns", singles)
-        if not set(NODE).isdisjoint(self._wanted):
-            npm_ci(HERE / "node")
-        for name in NODE:
-            if name in self._wanted:
-                port = self._port()
-                self._program(name, port, [], "node", str(HERE / "node" / "app.mjs"), name, str(port), several[1])
-
-    def _gunicorn(self, name: str, *args: str) -> Contender:
-        # Longer than any proxy keeps an idle connection, and longer than any run.
-        command = [*NICE, str(BIN / "gunicorn")]
-        server = Server("--keep-alive", "75", *args, "app:app", command=command, env={"PYTHONPATH": str(HERE)})
-        self._stack.enter_context(server)
-        self._running[name] = Contender(name, (server.port,), frozenset([server.pid]))
+    def _get(self, name: str) -> Contender:
+        if name not in self._running:
+            self._running[name] = self._start(name)
         return self._running[name]
 
-    def _nginx(self, name: str, upstream: Sequence[Contender], *options: str, keepalive: bool = False) -> None:
+    def _start(self, name: str) -> Contender:
+        if name in NODE:
+            npm_ci(HERE / "node")
+            port = self._port()
+            return self._program(name, port, [], "node", str(HERE / "node" / "app.mjs"), name, str(port), self._count)
+        if name == CHOSEN:
+            singles = self._singles()
+            sessions = frozenset[int]().union(*(server.sessions for server in singles))
+            return Contender(name, tuple(server.ports[0] for server in singles), sessions)
+        proxy, _, servers = name.partition(" + ")
+        if not servers:
+            return self._gunicorn(name)
+        upstream = self._singles() if servers == "N servers" else [self._get(servers)]
+        if proxy == "HAProxy":
+            return self._haproxy(name, upstream)
+        balance = ["ip_hash;"] if len(upstream) > 1 else []
+        return self._nginx(name, upstream, *balance, keepalive=proxy == "nginx keepalive")
+
+    def _singles(self) -> list[Contender]:
+        return [self._get(f"stock -w 1, {n}") for n in range(self._workers)]
+
+    @property
+    def _count(self) -> str:
+        return str(self._workers)
+
+    def _gunicorn(self, name: str) -> Contender:
+        first, _, by = name.partition(" by ")
+        args = self._kind.args(sticky=first == "sticky")
+        args += "-w", "1" if name.startswith("stock -w 1") else self._count
+        args += ("--sticky-by", by) if by else ()
+        # Longer than any proxy keeps an idle connection, and longer than any run.
+        args += "--keep-alive", "75", self._kind.app
+        command = [*NICE, str(BIN / "gunicorn")]
+        server = self._stack.enter_context(Server(*args, command=command, env={"PYTHONPATH": str(HERE)}))
+        return Contender(name, (server.port,), frozenset([server.pid]))
+
+    def _nginx(self, name: str, upstream: Sequence[Contender], *options: str, keepalive: bool) -> Contender:
         lines = [*options, *(f"server 127.0.0.1:{server.ports[0]};" for server in upstream)]
         if keepalive:
             lines.append("keepalive 32;")
-        self._proxy(name, upstream, NGINX, lines, ["nginx", "-e", "stderr", "-c"], idle="" if keepalive else "close")
+        idle = "" if keepalive else "close"
+        return self._proxy(name, upstream, NGINX, lines, ["nginx", "-e", "stderr", "-c"], idle=idle)
 
-    def _haproxy(self, name: str, upstream: Sequence[Contender]) -> None:
+    def _haproxy(self, name: str, upstream: Sequence[Contender]) -> Contender:
         lines = [f"server s{n} 127.0.0.1:{server.ports[0]}" for n, server in enumerate(upstream)]
-        self._proxy(name, upstream, HAPROXY, lines, ["haproxy", "-db", "-f"])
+        return self._proxy(name, upstream, HAPROXY, lines, ["haproxy", "-db", "-f"])
 
     def _proxy(
         self, name: str, upstream: Sequence[Contender], text: str, lines: list[str], command: list[str], **values: str
-    ) -> None:
-        if name not in self._wanted:
-            return
+    ) -> Contender:
         port = self._port()
         folder = self._subfolder(name)
         config = folder / "config"
@@ -194,12 +208,12 @@ class Contenders:
         config.write_text(text.format(workers=self._workers, folder=folder, port=port, upstream=joined, **values))
         # Debian has them where ordinary users do not look.
         program = shutil.which(command[0]) or f"/usr/sbin/{command[0]}"
-        self._program(name, port, upstream, program, *command[1:], str(config))
+        return self._program(name, port, upstream, program, *command[1:], str(config))
 
-    def _program(self, name: str, port: int, upstream: Sequence[Contender], *command: str) -> None:
+    def _program(self, name: str, port: int, upstream: Sequence[Contender], *command: str) -> Contender:
         session = self._stack.enter_context(_program(self._subfolder(name), *command))
         sessions = frozenset([session]).union(*(server.sessions for server in upstream))
-        self._running[name] = Contender(name, (port,), sessions)
+        return Contender(name, (port,), sessions)
 
     def _subfolder(self, name: str) -> Path:
         folder = self._folder / name.replace("/", "-").replace(" ", "-")

@@ -116,7 +116,7 @@ def count(by: str, workload: str, folder: Path) -> list[float]:
     counts = cells(str(path))
     env = {"PYTHONPATH": str(HERE), "COUNTING": str(path)}
     with Server(
-        *STICKY, "-w", "1", *KEYS[by], "app:app", env=env, config="import counting_rows\ncounting_rows.install()\n"
+        *STICKY, "-w", "1", *KEYS[by], "empty:wsgi", env=env, config="import counting_rows\ncounting_rows.install()\n"
     ) as server:
         wait_for(lambda: server.get(headers={"X-Forwarded-For": "127.0.0.1"}).status == 200, "the worker")
         before = counts.tolist()
@@ -132,7 +132,7 @@ def load(case: Case, library: Path, offset: int) -> float:
     """Return the seconds of CPU that a request takes."""
     processes = case.server.session()
     before = cpu_seconds(processes)
-    seen = wrk.load(library, case.server.port, SECONDS, case.workload == "keep-alive", offset)
+    seen = wrk.load(library, [case.server.port], SECONDS, case.workload == "keep-alive", offset)
     assert not seen["errors"], seen["errors"]
     return (cpu_seconds(processes) - before) / float(seen["requests"])
 
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library = wrk.build(folder)
         cases = []
         for by, settings in KEYS.items():
-            command = (*STICKY, "-w", str(WORKERS), "--keep-alive", "75", *settings, "app:app")
+            command = (*STICKY, "-w", str(WORKERS), "--keep-alive", "75", *settings, "empty:wsgi")
             server = stack.enter_context(Server(*command, env={"PYTHONPATH": str(HERE)}))
             cases += [Case(by, workload, server, count(by, workload, folder)) for workload in WORKLOADS]
         addition = Addition()

@@ -12,19 +12,33 @@ import matplotlib as mpl
 
 mpl.use("svg")
 
-from contender import HERE, NODE
+from contender import CHOSEN, HERE, NODE
+from kind import KINDS
 from matplotlib import pyplot
-from workload import PROXIES, STICKY, WORKLOADS
+from workload import MIXED, PROXIES, STICKY, WORKLOADS, Workload
 
 TEMPLATE = HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- written by make bench -->", "<!-- until here -->"
 #: What the bars are about.
 WORKERS = 2
 #: Those with which each request is one of a known client, so that it can be told whether they are sticky.
-KINDS = ("new", "keep-alive")
-#: Columns, and the digits of their figures.
-METRICS = (("cpu", 2), ("cpu_at_rate", 2), ("requests_per_second", 0), ("p50", 2), ("p99", 2))
-MIXED = "behind nginx keepalive"
+KNOWN = ("new", "keep-alive")
+#: Figures, and their digits.
+DIGITS = {"cpu": 2, "cpu_at_rate": 2, "requests_per_second": 0, "p50": 2, "p99": 2}
+#: The columns: titles, figures, and whom they are divided by; None for the figure as it is, "" for the baseline.
+COLUMNS = (
+    ("CPU seconds per 10 000", "cpu", None),
+    ("ratio", "cpu", ""),
+    ("at the steady rate", "cpu_at_rate", None),
+    ("ratio", "cpu_at_rate", ""),
+    ("a second", "requests_per_second", None),
+    ("ratio", "requests_per_second", ""),
+    ("p50, ms", "p50", None),
+    ("p99, ms", "p99", None),
+    ("ratio", "p99", ""),
+    (f"to {CHOSEN}", "p99", CHOSEN),
+    (f"to {PROXIES[0]}", "p99", PROXIES[0]),
+)
 
 
 class Spread(NamedTuple):
@@ -40,16 +54,18 @@ class Spread(NamedTuple):
         return cls(median, low, high)
 
     def text(self, digits: int = 2) -> str:
+        if self.low == self.high:
+            return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 class Runs:
-    """All runs that were not broken."""
+    """All runs that were not broken, of one kind of worker."""
 
-    def __init__(self, runs: list[dict[str, Any]]) -> None:
+    def __init__(self, runs: list[dict[str, Any]], kind: str) -> None:
         self._runs: dict[tuple[int, str, str], dict[int, dict[str, Any]]] = {}
         for run in runs:
-            if not run["errors"]:
+            if not run["errors"] and run["kind"] == kind:
                 key = run["workers"], run["workload"], run["contender"]
                 self._runs.setdefault(key, {})[run["round"]] = run
 
@@ -69,50 +85,65 @@ class Runs:
         return Spread.of(ratios) if ratios else None
 
 
-def bars(runs: Runs) -> Iterator[dict[str, Any]]:
-    """Judge what the project has promised itself."""
+class Bar(NamedTuple):
+    """What the project has promised itself: a ratio that is not to be higher than a limit."""
 
-    def bar(workload: str, contender: str, other: str, limit: float, metric: str = "cpu") -> dict[str, Any]:
-        figure = runs.ratio(metric, WORKERS, workload, contender, other)
-        return {
-            "workload": workload,
-            "metric": metric,
-            "contender": contender,
-            "other": other,
-            "limit": limit,
-            "figure": figure,
-            "met": figure.median <= limit if figure else None,
-            "at_rate": runs.ratio("cpu_at_rate", WORKERS, workload, contender, other) if metric == "cpu" else None,
-        }
+    kind: str
+    workload: str
+    metric: str
+    contender: str
+    other: str
+    limit: float
 
+
+def bars() -> Iterator[Bar]:
+    new, kept = "new connections", "keep-alive"
     by_ip, by_header, by_session = STICKY
-    yield bar("new connections", by_ip, "stock", 1.02)
-    yield bar("new connections", by_header, "stock", 1.06)
-    yield bar("Engine.IO polling", by_session, "stock -w 1", 1.08)
+    yield Bar("gevent", new, "cpu_at_rate", by_ip, "stock", 1.00)
+    yield Bar("gevent", new, "cpu_at_rate", by_header, "stock", 1.05)
+    yield Bar("gevent", "Engine.IO polling", "cpu_at_rate", by_session, "stock -w 1", 1.15)
+    yield Bar("gevent", "Engine.IO polling", "cpu", by_session, "stock -w 1", 1.00)
+    yield Bar("gevent", MIXED, "cpu", "nginx keepalive + sticky by header", "nginx keepalive + N servers", 1.15)
+    for all_of in WORKLOADS:
+        for name in all_of.contenders:
+            if "sticky by" in name and name not in NODE:
+                yield Bar("threads", all_of.name, "cpu", name, all_of.baseline, 1.02)
+                yield Bar("threads", all_of.name, "cpu_at_rate", name, all_of.baseline, 1.02)
+    for kind, workload, *limits in (
+        ("asgi", kept, 1.03, 1.15, 1.15),
+        ("asgi", new, 1.10, 1.25, 1.25),
+        ("uvicorn", kept, 1.03, 1.15, 1.15),
+        ("uvicorn", new, 1.35, 1.60, 1.60),
+    ):
+        for name, limit in zip(STICKY, limits, strict=True):
+            yield Bar(kind, workload, "cpu", name, "stock", limit)
     for name in STICKY:
-        yield bar("keep-alive", name, "stock", 1.02)
-    yield bar(MIXED, "nginx keepalive + sticky by header", PROXIES[0], 1.00)
-    for workload in WORKLOADS:
-        for other, limit in zip(PROXIES, (0.90, 0.80), strict=True):
-            if workload.name != MIXED:
-                yield bar(workload.name, by_ip, other, limit)
-    for workload in WORKLOADS:
-        for name in workload.contenders:
-            if "sticky by" in name:
-                yield bar(workload.name, name, workload.baseline, 1.25, "p99")
+        yield Bar("uvicorn", new, "cpu", name, PROXIES[0], 1.00)
+        yield Bar("uvicorn", new, "cpu_at_rate", name, PROXIES[0], 1.00)
+    for any_kind in KINDS:
+        for name in STICKY:
+            yield Bar(any_kind.name, new, "p99", name, CHOSEN, 1.10)
+            yield Bar(any_kind.name, new, "p99", name, PROXIES[0], 1.00)
+
+
+def judge(runs: dict[str, Runs]) -> Iterator[dict[str, Any]]:
+    """Say of each bar that was measured whether it is met."""
+    for bar in bars():
+        if bar.kind in runs and (
+            figure := runs[bar.kind].ratio(bar.metric, WORKERS, bar.workload, bar.contender, bar.other)
+        ):
+            yield {**bar._asdict(), "figure": figure._asdict(), "met": figure.median <= bar.limit}
 
 
 def bars_table(judged: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| workload | figure | ratio of | to | limit | median (quartiles) | | at the steady rate |"
+    what = {"p99": "p99 latency", "cpu": "CPU", "cpu_at_rate": "CPU at the steady rate"}
+    yield "| kind | workload | figure | ratio of | to | limit | median (quartiles) | |"
     yield "|---|---|---|---|---|---|---|---|"
     for bar in judged:
-        if bar["figure"]:
-            verdict = "met" if bar["met"] else "**not met**"
-            what = "p99 latency" if bar["metric"] == "p99" else "CPU"
-            yield (
-                f"| {bar['workload']} | {what} | {bar['contender']} | {bar['other']} "
-                f"| {bar['limit']:.2f} | {bar['figure'].text()} | {verdict} | {text(bar['at_rate'])} |"
-            )
+        yield (
+            f"| {bar['kind']} | {bar['workload']} | {what[bar['metric']]} | {bar['contender']} | {bar['other']} "
+            f"| {bar['limit']:.2f} | {Spread(**bar['figure']).text()} | {'met' if bar['met'] else '**missed**'} |"
+        )
 
 
 def text(spread: Spread | None) -> str:
@@ -123,30 +154,30 @@ def label(name: str) -> str:
     return f"{name} (Node)" if name in NODE else name
 
 
-def tables(runs: Runs) -> Iterator[str]:
+def tables(runs: Runs, kind: str) -> Iterator[str]:
     for workers in runs.workers():
         for workload in WORKLOADS:
             names = [name for name in workload.contenders if runs.of(workers, workload.name, name)]
             if not names:
                 continue
             rate = runs.of(workers, workload.name, names[0])[0]["rate"]
-            yield f"### {workload.name}, {workers} worker{'s'[: workers > 1]}\n"
-            yield f"The steady rate is {rate:,.0f} a second; ratios are to {workload.baseline}.\n"
-            yield (
-                "| | CPU seconds per 10 000 | ratio | at the steady rate | ratio | a second | ratio "
-                "| p50, ms | p99, ms | ratio | sticky |"
-            )
-            yield "|---" * 11 + "|"
+            yield f"### {kind}: {workload.name}, {workers} worker{'s'[: workers > 1]}\n"
+            yield f"The steady rate is {rate:,.0f} a second; ratios that name nobody are to {workload.baseline}.\n"
+            yield f"| | {' | '.join(title for title, _, _ in COLUMNS)} | sticky |"
+            yield "|---" * (len(COLUMNS) + 2) + "|"
             for name in names:
-                which = (workers, workload.name, name)
-                cells = [label(name)]
-                for metric, digits in METRICS:
-                    cells.append(runs.spread(metric, *which).text(digits))
-                    if metric != "p50":
-                        cells.append(text(runs.ratio(metric, *which, workload.baseline)))
-                cells.append(stickiness(runs.of(*which)) if workload.kind in KINDS else "it works")
-                yield f"| {' | '.join(cells)} |"
+                yield f"| {' | '.join([label(name), *cells(runs, workers, workload, name)])} |"
             yield ""
+
+
+def cells(runs: Runs, workers: int, workload: Workload, name: str) -> Iterator[str]:
+    which = (workers, workload.name, name)
+    for _title, metric, other in COLUMNS:
+        if other is None:
+            yield runs.spread(metric, *which).text(DIGITS[metric])
+        else:
+            yield text(runs.ratio(metric, *which, other or workload.baseline))
+    yield stickiness(runs.of(*which)) if workload.does in KNOWN else "it works"
 
 
 def stickiness(runs: list[dict[str, Any]]) -> str:
@@ -161,7 +192,7 @@ def troubles(entries: list[dict[str, Any]]) -> Iterator[str]:
         reasons = "; ".join(f"{reason} ({count} times)" for reason, count in entry["errors"].items())
         number = f", round {entry['round'] + 1}" if "round" in entry else ""
         workers = f"{entry['workers']} worker{'s'[: entry['workers'] > 1]}"
-        yield f"- {label(entry['contender'])}, {entry['workload']}, {workers}{number}: {reasons}"
+        yield f"- {entry['kind']}: {label(entry['contender'])}, {entry['workload']}, {workers}{number}: {reasons}"
     if not entries:
         yield "None."
 
@@ -191,6 +222,8 @@ def plot(runs: Runs, metric: str, title: str, path: Path) -> None:
             ]
         )
     ]
+    if not shown:
+        return
     heights = [len(ratios) + 2 for _, ratios in shown]
     figure, axes = pyplot.subplots(
         len(shown), figsize=(8, 0.3 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
@@ -233,36 +266,46 @@ def save(figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
+def by_kind(results: dict[str, Any]) -> dict[str, Runs]:
+    return {kind: Runs(results["runs"], kind) for kind in dict.fromkeys(run["kind"] for run in results["runs"])}
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the bars, and all tables of servers."""
+    runs = by_kind(results)
+    lines = [line for kind, found in runs.items() for line in tables(found, kind)]
+    lines += [*bars_table(list(judge(runs))), "", "Cannot:", *troubles(results["cannot"])]
+    print("\n".join([*lines, "Broken:", *troubles(results["broken"])]))
+
+
 def write(results: dict[str, Any], output: Path) -> None:
     """Write benchmarks.md, and benchmarks/ with figures and plots, and print what matters most."""
     mpl.rcParams["svg.hashsalt"] = "gunicorn_sticky"
     mpl.rcParams["svg.fonttype"] = "none"
     folder = output / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    runs = Runs(results["runs"])
-    judged = list(bars(runs))
-    results["bars"] = [
-        {name: value._asdict() if isinstance(value, Spread) else value for name, value in bar.items()} for bar in judged
-    ]
+    runs = by_kind(results)
+    judged = results["bars"] = list(judge(runs))
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plot(runs, "cpu", f"CPU seconds per request, {WORKERS} workers", folder / "cpu.svg")
-    plot(runs, "p99", f"p99 latency, {WORKERS} workers", folder / "p99.svg")
-    several = len(runs.workers()) > 1
-    if several:
-        plot_workers(runs, folder / "workers.svg")
+    plots = []
+    for kind, found in runs.items():
+        plots += [(f"{kind}-cpu", f"{kind}: CPU per request"), (f"{kind}-p99", f"{kind}: p99 latency")]
+        plot(found, "cpu", f"{kind}: CPU seconds per request, {WORKERS} workers", folder / f"{kind}-cpu.svg")
+        plot(found, "p99", f"{kind}: p99 latency, {WORKERS} workers", folder / f"{kind}-p99.svg")
+        if len(found.workers()) > 1:
+            plots.append((f"{kind}-workers", f"{kind}: CPU per request by number of workers"))
+            plot_workers(found, folder / f"{kind}-workers.svg")
 
     machine = results["machine"]
-    plots = ["cpu", "p99", *["workers"] * several]
-    titles = {"cpu": "CPU per request", "p99": "p99 latency", "workers": "CPU per request by number of workers"}
     lines = [
         f"{results['date']}, {results['rounds']} rounds, seed {results['seed']}, on {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, Linux {machine['kernel']}. "
         f"Versions: {', '.join(f'{name} {number}' for name, number in results['versions'].items())}.\n",
-        *(f"![{titles[name]}](benchmarks/{name}.svg)\n" for name in plots),
         "### Bars\n",
         *bars_table(judged),
         "",
-        *tables(runs),
+        *(f"![{title}](benchmarks/{name}.svg)\n" for name, title in plots),
+        *(line for kind, found in runs.items() for line in tables(found, kind)),
         "### The dispatcher alone\n",
         *dispatcher_table(results["dispatcher"]),
         "",
@@ -276,5 +319,5 @@ def write(results: dict[str, Any], output: Path) -> None:
     _, _, after = rest.partition(END)
     page = output / "benchmarks.md"
     page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
-    print("\n".join([*bars_table(judged), "", *tables(runs), "Cannot:", *troubles(results["cannot"])]))
-    print("\n".join(["Broken:", *troubles(results["broken"]), f"See {page}."]))
+    show(results)
+    print(f"See {page}.")

@@ -1,6 +1,7 @@
 /* wrk's many clients, by LD_PRELOAD: binds each connection to the next of COUNT addresses of this machine, and writes
  * that address over PLACEHOLDER, which is as long, wherever a request has it. The addresses are those of client.py,
- * and the first of them is that with the number SOURCE_OFFSET. */
+ * and the first of them is that with the number SOURCE_OFFSET. Each connects to one of the ports in SOURCE_PORTS, the
+ * one that client.py takes. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -17,9 +18,24 @@
 
 static char sources[65536][LENGTH + 1];
 
+static int port(const char *source) {
+    static int ports[64], count;
+    unsigned sum = 0;
+    if (!count) {
+        char *rest = getenv("SOURCE_PORTS");
+        int found = 0;
+        do ports[found++] = strtol(rest, &rest, 10);
+        while (*rest++ == ',' && found < 64);
+        count = found;
+    }
+    while (*source) sum += *source++;
+    return ports[sum % count];
+}
+
 int connect(int fd, const struct sockaddr *to, socklen_t length) {
     static atomic_uint next;
     int (*original)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
+    struct sockaddr_in server;
     if (to->sa_family == AF_INET && fd < 65536) {
         unsigned n = (atoi(getenv("SOURCE_OFFSET")) + next++) % COUNT;
         struct sockaddr_in from = {.sin_family = AF_INET};
@@ -27,6 +43,9 @@ int connect(int fd, const struct sockaddr *to, socklen_t length) {
         inet_pton(AF_INET, sources[fd], &from.sin_addr);
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
         if (bind(fd, (struct sockaddr *)&from, sizeof from)) return -1;
+        server = *(const struct sockaddr_in *)to;
+        server.sin_port = htons(port(sources[fd]));
+        to = (struct sockaddr *)&server;
     }
     return original(fd, to, length);
 }

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from client import MESSAGES
+from client import CALLS, MESSAGES
 from contender import CHOSEN, NODE
+from kind import KINDS, Kind
 
 STICKY = ("sticky by ip", "sticky by header", "sticky by session")
-PROXIES = ("nginx + N Gunicorns", "HAProxy + N Gunicorns")
+PROXIES = ("nginx + N servers", "HAProxy + N servers")
+#: What can be had without us: stickiness that costs nothing, and what others do.
+OTHERS = (CHOSEN, *PROXIES)
+MIXED = "behind nginx keepalive"
 
 
 @dataclass(frozen=True)
 class Workload:
     name: str
     #: What client.py does.
-    kind: str
+    does: str
     #: Whom the others are compared with.
     baseline: str
     #: The baseline is one of them.
@@ -26,6 +30,11 @@ class Workload:
     requests: int = 1
     #: Whether it runs with other numbers of workers than 2: where each request is a new connection.
     scales: bool = False
+    interfaces: tuple[str, ...] = ("wsgi", "asgi")
+
+    def names(self, kind: Kind, few: bool) -> list[str]:
+        """Return who takes part; Node's packages only once, whatever kinds of workers Gunicorn has."""
+        return [name for name in (self.few if few else self.contenders) if name not in NODE or kind == KINDS[0]]
 
 
 WORKLOADS = (
@@ -33,44 +42,53 @@ WORKLOADS = (
         "new connections",
         "new",
         "stock",
-        ("stock", "stock again", *STICKY, *PROXIES, *NODE),
-        ("stock", *STICKY[:2], *PROXIES, NODE[0]),
+        ("stock", "stock again", *STICKY, *OTHERS, *NODE),
+        ("stock", STICKY[0], STICKY[2], CHOSEN, PROXIES[0]),
         scales=True,
     ),
     Workload(
         "keep-alive",
         "keep-alive",
         "stock",
-        ("stock", "stock again", *STICKY, *PROXIES, *NODE),
-        ("stock", *STICKY),
+        ("stock", "stock again", *STICKY, *OTHERS, *NODE),
+        ("stock", STICKY[0], STICKY[2]),
     ),
     Workload(
-        "behind nginx keepalive",
+        MIXED,
         "keep-alive",
         "nginx keepalive + stock",
         (
             "nginx keepalive + stock",
             "nginx keepalive + sticky by header",
-            "nginx keepalive + N Gunicorns",
+            "nginx keepalive + N servers",
             *PROXIES,
         ),
-        ("nginx keepalive + stock", "nginx keepalive + sticky by header", "nginx + N Gunicorns"),
+        ("nginx keepalive + stock", "nginx keepalive + sticky by header"),
     ),
     Workload(
         "Engine.IO polling",
         "polling",
         "stock -w 1",
-        ("stock -w 1", "stock", CHOSEN, *STICKY, *PROXIES, *NODE),
-        ("stock -w 1", CHOSEN, "sticky by session", PROXIES[0], NODE[0]),
+        ("stock -w 1", "stock", *STICKY, *OTHERS, *NODE),
+        ("stock -w 1", STICKY[2]),
         requests=2 + 2 * MESSAGES,
         scales=True,
     ),
     Workload(
-        "WebSocket",
+        "MCP calls",
+        "mcp",
+        "stock -w 1",
+        ("stock -w 1", "stock", *STICKY, *OTHERS),
+        ("stock -w 1", STICKY[2]),
+        requests=3 + CALLS,
+        interfaces=("asgi",),
+    ),
+    Workload(
+        "WebSocket echo",
         "websocket",
         "stock",
-        ("stock", *STICKY, *PROXIES, *NODE),
-        ("stock", "sticky by session"),
+        ("stock", *STICKY, *OTHERS, *NODE),
+        ("stock", STICKY[2]),
         requests=MESSAGES,
     ),
 )
@@ -80,6 +98,6 @@ def cannot(workload: Workload, contender: str, workers: int) -> bool:
     """Tell whether a contender is known not to do a workload. It is tried all the same, and its errors are reported."""
     if contender == "socketio-sticky-session by header":  # made for Node 0.12
         return True
-    if workload.kind == "polling":
+    if workload.does in ("polling", "mcp"):
         return contender == "stock" and workers > 1
-    return workload.kind == "keep-alive" and contender == "@socket.io/sticky"
+    return workload.does == "keep-alive" and contender == "@socket.io/sticky"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ def build(folder: Path) -> Path:
     return library
 
 
-def load(library: Path, port: int, seconds: int, keep_alive: bool, offset: int) -> dict[str, Any]:
+def load(library: Path, ports: Sequence[int], seconds: int, keep_alive: bool, offset: int) -> dict[str, Any]:
     """Return how many requests were answered, in how many seconds, and what went wrong.
 
     Args:
         library: what `build` has returned
-        port: where to connect to
+        ports: where to connect to; if there are several, each client always to the same one
         seconds: for so long
         keep_alive: whether connections stay open
         offset: the number of the first connection's address
@@ -36,7 +37,8 @@ def load(library: Path, port: int, seconds: int, keep_alive: bool, offset: int) 
     command += ["-H", f"X-Forwarded-For: {PLACEHOLDER}"]
     if not keep_alive:
         command += ["-H", "Connection: close"]
-    command.append(f"http://127.0.0.1:{port}/")
+    command.append(f"http://127.0.0.1:{ports[0]}/")
     env = os.environ | {"LD_PRELOAD": str(library), "SOURCE_OFFSET": str(offset)}
+    env["SOURCE_PORTS"] = ",".join(map(str, ports))
     output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
     return dict(json.loads(output.splitlines()[-1]))
