@@ -5,9 +5,9 @@ each time, each is loaded twice: at a rate that is the same for all of them, for
 much as it takes, for requests/s and CPU seconds. Ratios are those of two runs of one round.
 
     python compare.py [--quick] [--rounds N] [--seed N] [--output FOLDER]
-    python compare.py --only gevent,uvicorn --workloads "new connections" [--quick] [--rounds N]
+    python compare.py [--only gevent,uvicorn] [--workloads "new connections"] [--contenders "sticky by ip"] ...
 
-The second form prints the figures of some kinds or workloads, and writes nothing.
+The second form measures some of it, with two workers, and only prints that.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dispatcher
+import footprint
+import handover
 import report
 import wrk
 from client import ADDRESSES, WARM_UP
 from contender import CHOSEN, HERE, NODE, Contender, Contenders, cpu_seconds
-from kind import KINDS, Kind
+from kind import KINDS, Kind, some
 from workload import WORKLOADS, Workload, cannot
-
-Named = TypeVar("Named", Kind, Workload)
 
 ROOT = HERE.parent
 #: What the rate is of the baseline's most. Requests that come one by one cost twice the CPU, others cost more than the
@@ -49,13 +49,14 @@ PATIENCE = 20.0
 
 
 class Bench:
-    def __init__(self, folder: Path, workloads: Sequence[Workload], quick: bool, rounds: int, seed: int) -> None:
+    def __init__(self, folder: Path, workloads: Sequence[Workload], options: argparse.Namespace) -> None:
         self.folder = folder
         self.workloads = workloads
-        self.quick = quick
-        self.rounds = rounds
-        self.random = random.Random(seed)
-        self.rate_seconds = WARM_UP + (0.4 if quick else 0.8)
+        self.contenders: list[str] | None = options.contenders
+        self.quick: bool = options.quick
+        self.rounds: int = options.rounds
+        self.random = random.Random(options.seed)
+        self.rate_seconds = WARM_UP + (0.3 if self.quick else 0.8)
         self.library = wrk.build(folder)
         self.runs: list[dict[str, Any]] = []
         self.cannot: list[dict[str, Any]] = []
@@ -63,12 +64,13 @@ class Bench:
 
     def run(self, kind: Kind, workers: int) -> None:
         take_part = {
-            workload: workload.names(kind, few=self.quick or workers != 2)
+            workload: names
             for workload in self.workloads
-            if kind.interface in workload.interfaces and (workers == 2 or workload.scales)
+            if workers == 2 or workload.scales
+            if (names := workload.names(kind, self.quick or workers != 2, self.contenders))
         }
-        names = dict.fromkeys(name for names in take_part.values() for name in names)
-        with Contenders(self.folder, kind, workers, list(names)) as running:
+        wanted = dict.fromkeys(name for names in take_part.values() for name in names)
+        with Contenders(self.folder, kind, workers, list(wanted)) as running:
             self.compare(kind, workers, running, take_part)
 
     def compare(
@@ -100,7 +102,7 @@ class Bench:
         expected = not cannot(workload, contender.name, about["workers"])
         deadline = time.monotonic() + (PATIENCE if expected else 0)
         while True:
-            seen = self.client(workload, contender, 5, clients=16, sessions=2)
+            seen = self.client(workload, contender, 5, clients=16, sessions=1)
             if not seen["errors"]:
                 return True
             if time.monotonic() > deadline:
@@ -117,7 +119,7 @@ class Bench:
     def saturate(self, workload: Workload, contender: Contender, offset: int) -> dict[str, Any]:
         if workload.does in ("new", "keep-alive"):
             return wrk.load(self.library, contender.ports, SECONDS, workload.does == "keep-alive", offset)
-        return self.client(workload, contender, SECONDS, offset=offset)
+        return self.client(workload, contender, SECONDS / 2 if self.quick else SECONDS, offset=offset)
 
     def measure(self, workload: Workload, contender: Contender, about: dict[str, Any], rate: float) -> None:
         run = about | {"workload": workload.name, "contender": contender.name}
@@ -207,26 +209,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def some(chosen: str | None, of: Sequence[Named]) -> list[Named]:
-    """Return those whose names are in a list with commas, or all."""
-    names = chosen.split(",") if chosen else [one.name for one in of]
-    if unknown := set(names) - {one.name for one in of}:
-        raise SystemExit(f"{', '.join(unknown)}: choose from {', '.join(one.name for one in of)}")
-    return [one for one in of if one.name in names]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer contenders, shorter runs, two workers")
     parser.add_argument("--rounds", type=int, help="by default 12, or 3 if quick")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the order of the runs")
     parser.add_argument("--output", type=Path, help="where benchmarks.md goes: by default docs, or build if quick")
-    parser.add_argument("--only", metavar="KINDS", help="kinds of workers, with commas between them; with two workers")
-    parser.add_argument("--workloads", help="workloads, with commas between them; with two workers")
+    parser.add_argument("--only", metavar="KINDS", help="kinds of workers, with commas between them")
+    parser.add_argument("--workloads", help="workloads, with commas between them")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="who is compared with the baseline")
     options = parser.parse_args(arguments)
-    rounds = options.rounds or (3 if options.quick else 12)
+    rounds = options.rounds = options.rounds or (3 if options.quick else 12)
     kinds, workloads = some(options.only, KINDS), some(options.workloads, WORKLOADS)
-    is_part = bool(options.only or options.workloads)
+    is_part = bool(options.only or options.workloads or options.contenders)
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -238,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="gunicorn-sticky-") as folder:
         os.chmod(folder, 0o755)  # nginx's workers are somebody else's
-        bench = Bench(Path(folder), workloads, options.quick, rounds, options.seed)
+        bench = Bench(Path(folder), workloads, options)
         for kind in kinds:
             for workers in (2,) if options.quick or is_part else (1, 2, 4):
                 bench.run(kind, workers)
@@ -246,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_part:
         report.show(results)
     else:
+        results["footprint"] = footprint.main(["--rounds", "1" if options.quick else "5"])
+        results["handover"] = handover.main(["--rounds", str(rounds)])
         results["dispatcher"] = dispatcher.main(["--quick"] if options.quick else [])
         report.write(results, options.output or ROOT / ("build" if options.quick else "docs"))
     return 1 if bench.broken else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -104,6 +105,18 @@ def cpu_seconds(processes: Sequence[int]) -> float:
     Unlike the times in /proc/PID/stat that is not in ticks: see MAKE_PROCESS_CPUCLOCK in Linux's posix-timers.
     """
     return sum(time.clock_gettime(~pid << 3 | 2) for pid in processes)
+
+
+def kib_in(path: Path, name: str) -> int:
+    """Return the number in a line of what /proc tells in KiB."""
+    match = re.search(rf"^{name}: *(\d+) kB", path.read_text(), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
+def memory(processes: Sequence[int]) -> int:
+    """Return the bytes of some processes, of shared pages their part (PSS)."""
+    return sum(kib_in(Path(f"/proc/{pid}/smaps_rollup"), "Pss") for pid in processes) * 1024
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from gunicorn_sticky.dispatcher.balancing import Channels
 from gunicorn_sticky.dispatcher.loop import Plan
 from gunicorn_sticky.dispatcher.process import run
 from gunicorn_sticky.routing.affinity import Affinity
+from gunicorn_sticky.routing.session_ids import Ids
 from gunicorn_sticky.shared.board import SEATS, Board
 from gunicorn_sticky.shared.channel import Channel
 from gunicorn_sticky.shared.metrics import Metrics
@@ -47,7 +48,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.harness import addresses, wait_for
 
-AFFINITIES = {"ip": Affinity(), "header": Affinity(by="header", header="x-forwarded-for")}
+AFFINITIES = {
+    "ip": Affinity(),
+    "header": Affinity(by="header", header="x-forwarded-for"),
+    "session": Affinity(by="session", session_keys=("query:sid",)),
+}
+#: Of the master that has minted the sessions' ids.
+SECRET = bytes(16)
 #: The number of slots where that is not what is measured.
 SLOTS = 4
 #: Connections that wait for a saturated dispatcher: fewer than a channel holds, ...
@@ -65,12 +72,20 @@ FOREVER = 3600.0
 
 #: As a reverse proxy passes a browser's request on.
 HEAD = (
-    "GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: www.example.com\r\nX-Forwarded-For: {}\r\n"
+    "GET /socket.io/?EIO=4&transport=polling{} HTTP/1.1\r\nHost: www.example.com\r\nX-Forwarded-For: {}\r\n"
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\nAccept: */*\r\n"
     "Accept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br\r\nReferer: https://www.example.com/\r\n\r\n"
 )
 HALF = b"GET / HTTP/1.1\r\nHost: www.example.com\r\n"
-CLIENTS = [(address, HEAD.format(address).encode()) for address in addresses(2000)]
+CLIENTS = 2000
+
+
+def clients(by: str, slots: int) -> Iterator[tuple[str, bytes]]:
+    """Return each client's address and head; by session, of sessions that the slots' workers own in turn."""
+    ids = Ids(SECRET)
+    for n, address in enumerate(addresses(CLIENTS)):
+        sid = f"&sid={ids.tag(f'{n:020}', n % slots + 1)}" if by == "session" else ""
+        yield address, HEAD.format(sid, address).encode()
 
 
 @dataclass
@@ -97,7 +112,7 @@ class Rig:
     def __init__(self, by: str, slots: int = SLOTS, silent: int = 0) -> None:
         self.by, self.slots, self.silent = by, slots, silent
         self.saturated, self.ceiling, self.idle = Figure(), Figure(), Figure()
-        self._clients = itertools.cycle(CLIENTS)
+        self._clients = itertools.cycle(clients(by, slots))
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=RUSH)
         self._listener.setblocking(False)
         self._channels = [Channel() for _ in range(slots)]
@@ -128,7 +143,7 @@ class Rig:
                 parent=os.getppid(),
                 affinity=AFFINITIES[self.by],
                 refuses=refuser(Config()),
-                secret=bytes(16),
+                secret=SECRET,
                 listeners=[self._listener.fileno()],
                 tls=False,
                 channels=Channels(self._channels, [], [], self._returns),
@@ -264,7 +279,7 @@ def main(arguments: Sequence[str] = ()) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")
     parser.add_argument("--rounds", type=int, default=40, help="at least 5")
     options = parser.parse_args(arguments)
-    rounds = min(options.rounds, 20) if options.quick else options.rounds
+    rounds = min(options.rounds, 10) if options.quick else options.rounds
     counts, silences = ((1, 64), (10_000,)) if options.quick else ((1, 2, 8, 16, 32, 64), (100, 1_000, 10_000))
 
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

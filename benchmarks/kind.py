@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from gunicorn import version_info
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Some = TypeVar("Some", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,13 @@ class Kind:
     #: "wsgi" or "asgi".
     interface: str
     options: tuple[str, ...] = ()
+    #: As many WebSockets as two workers have room for, and no more than it takes to tell what one needs.
+    sockets: int = 500
+
+    @property
+    def empty(self) -> str:
+        """What is served where the application is to cost nothing."""
+        return f"empty:{self.interface}"
 
     def args(self, *, sticky: bool) -> tuple[str, ...]:
         """Return the command line up to the number of workers and the application."""
@@ -26,7 +43,16 @@ class Kind:
 
 KINDS = (
     Kind("gevent", "gevent", "GeventStickyWorker", "app:create('gevent')", "wsgi"),
-    Kind("threads", "gthread", "ThreadStickyWorker", "app:create('threading')", "wsgi", ("--threads", "100")),
+    Kind("threads", "gthread", "ThreadStickyWorker", "app:create('threading')", "wsgi", ("--threads", "100"), 120),
     *([Kind("asgi", "asgi", "ASGIStickyWorker", "app_asgi:app", "asgi")] if version_info >= (27, 0, 1) else []),
     Kind("uvicorn", "uvicorn_worker.UvicornWorker", "UvicornStickyWorker", "app_asgi:app", "asgi"),
 )
+
+
+def some(names: str | None, of: Sequence[Some]) -> list[Some]:
+    """Return those whose names are in a list with commas, or all if there is no list."""
+    known = [one.name for one in of]
+    wanted = names.split(",") if names else known
+    if unknown := set(wanted).difference(known):
+        raise SystemExit(f"{', '.join(unknown)}: choose from {', '.join(known)}")
+    return [one for one in of if one.name in wanted]

@@ -126,24 +126,81 @@ def bars() -> Iterator[Bar]:
             yield Bar(any_kind.name, new, "p99", name, PROXIES[0], 1.00)
 
 
-def judge(runs: dict[str, Runs]) -> Iterator[dict[str, Any]]:
+def judge(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Say of each bar that was measured whether it is met."""
+    runs = by_kind(results)
     for bar in bars():
         if bar.kind in runs and (
             figure := runs[bar.kind].ratio(bar.metric, WORKERS, bar.workload, bar.contender, bar.other)
         ):
-            yield {**bar._asdict(), "figure": figure._asdict(), "met": figure.median <= bar.limit}
+            yield verdict(bar, figure)
+    for kind, figures in results.get("footprint", {}).items():
+        for process, limit in (("dispatcher", 1.00), ("worker", 1.05)):
+            bar = Bar(kind, "no application", "pss", process, "stock worker", limit)
+            yield verdict(bar, paired(figures, process, "stock worker"))
+    for case in results.get("dispatcher", {"cases": ()})["cases"]:
+        if case["slots"] == 4 and not case["silent"]:
+            bar = Bar("every", "dispatcher, saturated", "us", f"by {case['by']}", "", 8 if case["by"] == "ip" else 12)
+            yield verdict(bar, Spread(**case["saturated_us"]))
+
+
+def verdict(bar: Bar, figure: Spread) -> dict[str, Any]:
+    return {**bar._asdict(), "figure": figure._asdict(), "met": figure.median <= bar.limit}
+
+
+def paired(figures: dict[str, list[float]], name: str, other: str) -> Spread:
+    """Compare figures of the same round, and only those."""
+    return Spread.of([own / base for own, base in zip(figures[name], figures[other], strict=True)])
 
 
 def bars_table(judged: list[dict[str, Any]]) -> Iterator[str]:
-    what = {"p99": "p99 latency", "cpu": "CPU", "cpu_at_rate": "CPU at the steady rate"}
-    yield "| kind | workload | figure | ratio of | to | limit | median (quartiles) | |"
+    what = {
+        "p99": "p99 latency",
+        "cpu": "CPU",
+        "cpu_at_rate": "CPU at the steady rate",
+        "pss": "memory (PSS)",
+        "us": "µs of CPU",
+    }
+    yield "| kind | workload | figure | of | to | limit | median (quartiles) | |"
     yield "|---|---|---|---|---|---|---|---|"
     for bar in judged:
         yield (
             f"| {bar['kind']} | {bar['workload']} | {what[bar['metric']]} | {bar['contender']} | {bar['other']} "
             f"| {bar['limit']:.2f} | {Spread(**bar['figure']).text()} | {'met' if bar['met'] else '**missed**'} |"
         )
+
+
+def footprint_table(footprint: dict[str, dict[str, list[float]]]) -> Iterator[str]:
+    """Show memory and start-up; beside what stock has as well, the ratio."""
+    columns = (
+        ("worker, MB", "worker", "stock worker"),
+        ("master, MB", "master", "stock master"),
+        ("dispatcher, MB", "dispatcher", ""),
+        ("status server, MB", "status server", ""),
+        ("open WebSocket, kB", "WebSocket", "stock WebSocket"),
+        ("start-up, s", "start-up", "stock start-up"),
+    )
+    titles = [title for name, _, other in columns for title in ([f"stock {name}", name, "ratio"] if other else [name])]
+    yield f"| kind | {' | '.join(titles)} |"
+    yield "|---" * (len(titles) + 1) + "|"
+    for kind, figures in footprint.items():
+        row = [kind]
+        for _title, name, other in columns:
+            row += [Spread.of(figures[other]).text()] if other else []
+            row.append(Spread.of(figures[name]).text())
+            row += [paired(figures, name, other).text()] if other else []
+        yield f"| {' | '.join(row)} |"
+
+
+def handover_table(handover: dict[str, dict[str, list[float]]]) -> Iterator[str]:
+    yield "| kind | stock, µs | one key, µs | two keys, µs | ratio to one key | a handover, µs |"
+    yield "|---|---|---|---|---|---|"
+    for kind, figures in handover.items():
+        one, two = figures["one key"], figures["two keys"]
+        row = [kind, *(Spread.of(figures[name]).text(0) for name in ("stock", "one key", "two keys"))]
+        row += [paired(figures, "two keys", "one key").text()]
+        row += [Spread.of([b - a for a, b in zip(one, two, strict=True)]).text(0)]
+        yield f"| {' | '.join(row)} |"
 
 
 def text(spread: Spread | None) -> str:
@@ -272,9 +329,8 @@ def by_kind(results: dict[str, Any]) -> dict[str, Runs]:
 
 def show(results: dict[str, Any]) -> None:
     """Print the bars, and all tables of servers."""
-    runs = by_kind(results)
-    lines = [line for kind, found in runs.items() for line in tables(found, kind)]
-    lines += [*bars_table(list(judge(runs))), "", "Cannot:", *troubles(results["cannot"])]
+    lines = [line for kind, found in by_kind(results).items() for line in tables(found, kind)]
+    lines += [*bars_table(list(judge(results))), "", "Cannot:", *troubles(results["cannot"])]
     print("\n".join([*lines, "Broken:", *troubles(results["broken"])]))
 
 
@@ -285,7 +341,7 @@ def write(results: dict[str, Any], output: Path) -> None:
     folder = output / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     runs = by_kind(results)
-    judged = results["bars"] = list(judge(runs))
+    judged = results["bars"] = list(judge(results))
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plots = []
     for kind, found in runs.items():
@@ -306,6 +362,12 @@ def write(results: dict[str, Any], output: Path) -> None:
         "",
         *(f"![{title}](benchmarks/{name}.svg)\n" for name, title in plots),
         *(line for kind, found in runs.items() for line in tables(found, kind)),
+        "### Memory and start-up\n",
+        *footprint_table(results["footprint"]),
+        "",
+        "### A handover by itself\n",
+        *handover_table(results["handover"]),
+        "",
         "### The dispatcher alone\n",
         *dispatcher_table(results["dispatcher"]),
         "",

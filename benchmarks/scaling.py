@@ -9,7 +9,6 @@ hear broadcasts, which each worker makes for its own clients: so their figures a
 from __future__ import annotations
 
 import argparse
-import re
 import resource
 import select
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import socketio
 from compare import machine, output_of, versions
-from contender import HAPROXY, HERE, cpu_seconds
+from contender import HAPROXY, HERE, cpu_seconds, kib_in, memory
 from report import Spread
 from support.harness import STICKY, Server, descriptors, wait_for
 from support.proxies import reserved_port
@@ -120,22 +119,9 @@ class Clients:
             client.socket.close()
 
 
-def size_in(text: str, name: str) -> int:
-    """Return the bytes of a line of what /proc tells in KiB."""
-    match = re.search(rf"^{name}: *(\d+)", text, re.MULTILINE)
-    assert match
-    return int(match[1]) * 1024
-
-
-def memory(pids: list[int]) -> int:
-    """Return the bytes of some processes, of shared pages their part."""
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
-    return sum(size_in(text, "Pss") for text in rollups)
-
-
 def kernel_memory() -> int:
     """Return the bytes of the kernel's objects, such as sockets."""
-    return size_in(Path("/proc/meminfo").read_text(), "Slab")
+    return kib_in(Path("/proc/meminfo"), "Slab") * 1024
 
 
 def measure(port: int, processes: list[int], number: int) -> dict[str, float]:

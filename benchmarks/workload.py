@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from client import CALLS, MESSAGES
@@ -24,7 +25,7 @@ class Workload:
     baseline: str
     #: The baseline is one of them.
     contenders: tuple[str, ...]
-    #: Those of `make bench-quick`, and of other numbers of workers than 2.
+    #: Those of `make bench-quick`, and of other numbers of workers than 2: the fewest that tell something.
     few: tuple[str, ...]
     #: Requests, or for WebSocket messages, of one of the client's sessions.
     requests: int = 1
@@ -32,8 +33,15 @@ class Workload:
     scales: bool = False
     interfaces: tuple[str, ...] = ("wsgi", "asgi")
 
-    def names(self, kind: Kind, few: bool) -> list[str]:
-        """Return who takes part; Node's packages only once, whatever kinds of workers Gunicorn has."""
+    def names(self, kind: Kind, few: bool, chosen: Sequence[str] | None) -> list[str]:
+        """Return who takes part: few, all, or those that are chosen, and with these the baseline.
+
+        Node's packages do only once, as they are the same whatever kinds of workers Gunicorn has.
+        """
+        if kind.interface not in self.interfaces:
+            return []
+        if chosen:
+            return [name for name in self.contenders if name in (self.baseline, *chosen)]
         return [name for name in (self.few if few else self.contenders) if name not in NODE or kind == KINDS[0]]
 
 
@@ -43,7 +51,7 @@ WORKLOADS = (
         "new",
         "stock",
         ("stock", "stock again", *STICKY, *OTHERS, *NODE),
-        ("stock", STICKY[0], STICKY[2], CHOSEN, PROXIES[0]),
+        ("stock", STICKY[0], CHOSEN, PROXIES[0]),
         scales=True,
     ),
     Workload(
@@ -51,7 +59,7 @@ WORKLOADS = (
         "keep-alive",
         "stock",
         ("stock", "stock again", *STICKY, *OTHERS, *NODE),
-        ("stock", STICKY[0], STICKY[2]),
+        ("stock", STICKY[0]),
     ),
     Workload(
         MIXED,
@@ -63,7 +71,7 @@ WORKLOADS = (
             "nginx keepalive + N servers",
             *PROXIES,
         ),
-        ("nginx keepalive + stock", "nginx keepalive + sticky by header"),
+        (),
     ),
     Workload(
         "Engine.IO polling",

@@ -23,7 +23,9 @@ def build(folder: Path) -> Path:
     return library
 
 
-def load(library: Path, ports: Sequence[int], seconds: int, keep_alive: bool, offset: int) -> dict[str, Any]:
+def load(
+    library: Path, ports: Sequence[int], seconds: int, keep_alive: bool, offset: int, keys: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return how many requests were answered, in how many seconds, and what went wrong.
 
     Args:
@@ -32,6 +34,8 @@ def load(library: Path, ports: Sequence[int], seconds: int, keep_alive: bool, of
         seconds: for so long
         keep_alive: whether connections stay open
         offset: the number of the first connection's address
+        keys: what requests have as X-Forwarded-For, as long as an address: the first connection's have the first two in
+            turn, the second one's the next two; by default their own addresses
     """
     command = ["wrk", "-t", str(THREADS), "-c", str(CONNECTIONS), "-d", f"{seconds}s", "-s", str(HERE / "wrk.lua")]
     command += ["-H", f"X-Forwarded-For: {PLACEHOLDER}"]
@@ -40,5 +44,7 @@ def load(library: Path, ports: Sequence[int], seconds: int, keep_alive: bool, of
     command.append(f"http://127.0.0.1:{ports[0]}/")
     env = os.environ | {"LD_PRELOAD": str(library), "SOURCE_OFFSET": str(offset)}
     env["SOURCE_PORTS"] = ",".join(map(str, ports))
+    if keys:
+        env["SOURCE_KEYS"] = ",".join(keys)
     output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
     return dict(json.loads(output.splitlines()[-1]))
