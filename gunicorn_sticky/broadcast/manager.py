@@ -6,13 +6,15 @@ import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from socketio import Manager, PubSubManager
 
 from ..shared import current
 from .cluster import Cluster
 from .join_socket import Member
+
+T = TypeVar("T", bound="Peers")
 
 
 class Peers:
@@ -90,17 +92,29 @@ class Peers:
         peers.tell(message)
 
 
-def _at_home(name: str) -> Callable[..., Any]:
-    """Return a method of python-socketio's managers: that of the default one where there is nobody to talk to."""
-    shared, alone = getattr(PubSubManager, name), getattr(Manager, name)
+def alone(default: type[Any]) -> Callable[[type[T]], type[T]]:
+    """Return a decorator: where there is nobody to talk to, a manager does what python-socketio's default one does.
 
+    What is awaited with asyncio is what either of them returns.
+    """
+
+    def decorate(manager: type[T]) -> type[T]:
+        for name in ("emit", "can_disconnect", "disconnect", "enter_room", "leave_room", "close_room"):
+            setattr(manager, name, _either(getattr(manager, name), getattr(default, name)))
+        return manager
+
+    return decorate
+
+
+def _either(shared: Callable[..., Any], default: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(shared)
-    def method(self: ClusterManager, *args: Any, **kwargs: Any) -> Any:
-        return (alone if self._peers is None else shared)(self, *args, **kwargs)
+    def method(self: Peers, *args: Any, **kwargs: Any) -> Any:
+        return (default if self._peers is None else shared)(self, *args, **kwargs)
 
     return method
 
 
+@alone(Manager)
 class ClusterManager(Peers, PubSubManager):  # type: ignore[misc]
     """Lets the Socket.IO servers of all workers of a Gunicorn act as one, on one machine.
 
@@ -117,13 +131,6 @@ class ClusterManager(Peers, PubSubManager):  # type: ignore[misc]
     Raises:
         ValueError: `path` is given without `write_only`
     """
-
-    emit = _at_home("emit")
-    can_disconnect = _at_home("can_disconnect")
-    disconnect = _at_home("disconnect")
-    enter_room = _at_home("enter_room")
-    leave_room = _at_home("leave_room")
-    close_room = _at_home("close_room")
 
     _messages: Iterator[bytes] | None = None
 
