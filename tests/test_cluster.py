@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,8 +120,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def serve_kind(workers: int, *, options: tuple[str, ...] = (), app: str = APP, mode: str = "gevent") -> Site:
-    return serve(*options, workers=workers, app=app, env={"ASYNC_MODE": mode})
+def serve_kind(workers: int, *more: str, options: tuple[str, ...] = (), app: str = APP, mode: str = "gevent") -> Site:
+    return serve(*options, *more, workers=workers, app=app, env={"ASYNC_MODE": mode})
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -256,6 +257,9 @@ CROWD = {
     "javascript": ["node", str(TESTS / "clients" / "crowd.mjs")],
 }
 WORKERS = 4
+#: For how many seconds nobody speaks, and how many all processes may use of them.
+QUIET = 3.0
+MOST_OF_QUIET = 0.15
 
 
 class Crowd:
@@ -380,13 +384,32 @@ for line in sys.stdin:
         print("done", flush=True)
 """
 
+#: The same with asyncio.
+ASYNC_PROGRAM = """
+import ast, asyncio, sys
+from gunicorn_sticky import AsyncClusterManager
+
+async def main():
+    manager = AsyncClusterManager(sys.argv[1], write_only=True)
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        args, options = ast.literal_eval(line)
+        try:
+            await manager.emit(*args, **options)
+        except ConnectionError as error:
+            print(error, flush=True)
+        else:
+            print("done", flush=True)
+
+asyncio.run(main())
+"""
+
 
 class Program:
     """Another program that emits."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, code: str = PROGRAM) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def emit(self, *args: Any, **options: Any) -> str:
@@ -428,13 +451,18 @@ assert len(emit()) == len(emit())
 
 
 @pytest.mark.programs
-def test_other_programs_emit(path: str):
-    with serve("--sticky-cluster-socket", path) as site:
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("gevent", PROGRAM), ("threads", ASYNC_PROGRAM), ("uvicorn", ASYNC_PROGRAM), ("asgi", ASYNC_PROGRAM)],
+    ids=["gevent", "threads-asyncio", "uvicorn-asyncio", "asgi-asyncio"],
+)
+def test_other_programs_emit(kind: str, code: str, path: str):
+    with serve_kind(2, "--sticky-cluster-socket", path, **KINDS[kind]) as site:
         a, b = site.one_each(2)
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         b.do("enter_room", b.sid, "room")
         for name in (path, f"unix:{path}"):
-            with Program(name) as program:
+            with Program(name, code=code) as program:
                 assert program.emit("everybody", {"binary": b"\0"}) == "done"
                 assert program.emit("room", 1, room="room") == "done"
                 assert program.emit("one", (2, 3), to=a.sid) == "done"
@@ -463,8 +491,9 @@ def test_another_user_cannot_emit():
 
 
 @pytest.mark.programs
-def test_another_program_outlives_the_server(path: str):
-    with Program(path) as program:
+@pytest.mark.parametrize("code", [PROGRAM, ASYNC_PROGRAM], ids=["", "asyncio"])
+def test_another_program_outlives_the_server(code: str, path: str):
+    with Program(path, code=code) as program:
         for number in range(2):
             for _ in range(2):
                 assert path in program.emit("news", number)
@@ -474,6 +503,29 @@ def test_another_program_outlives_the_server(path: str):
                 for client in clients:
                     client.wait_for("news")
                     assert client.heard == [("news", number)]
+
+
+# --- when nobody speaks ---
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Return the processor time of processes: /proc counts that of each thread in nanoseconds, and not in ticks."""
+    found = [Path(f"/proc/{pid}/task/{thread}/schedstat") for pid in pids for thread in os.listdir(f"/proc/{pid}/task")]
+    return sum(int(path.read_text().split()[0]) for path in found) / 1e9
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_is_busy_while_nobody_speaks(kind: str):
+    with serve_kind(workers=WORKERS, **KINDS[kind]) as site:
+        clients = site.one_each(WORKERS)
+        for client in clients:
+            heard(client, clients)  # so that all workers listen
+        before = cpu_seconds(pids := site.session())
+        time.sleep(QUIET)
+        spent = cpu_seconds(pids) - before
+        assert site.session() == pids
+        assert spent < MOST_OF_QUIET, pids
 
 
 # --- workers that stand still, or die ---
