@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.instrument.statsd import Statsd
 from support.harness import APPS, PATIENCE, STICKY, Server, addresses, wait_for
 
 from gunicorn_sticky.shared.board import SEATS, Board
@@ -143,6 +146,9 @@ def test_a_reader_that_stands_still_does_not_hold_up_the_arbiter(tmp_path: Path)
         wait_for(lambda: heard.read().gauges.get("slots_ready") == 2, "the workers")
         fill(tmp_path / "agent")
         wait_for_reports(server)
+        os.kill(server.alive("worker")[0], signal.SIGKILL)
+        server.wait_for_log("was sent SIGKILL")  # which Gunicorn counts, by a metric
+        server.wait_for_log("Booting worker", count=3)
         wait_for(lambda: heard.read().reports >= 5, "reports, now that they are read again")
         fill(tmp_path / "agent")
         assert server.stop() == 0
@@ -294,6 +300,43 @@ def test_counters_are_sent_as_what_has_been_added(rig: Rig):
         requests.cell[0] = total
         rig.reporter.report()
         assert rig.log.take("counter").get("gunicorn.sticky.slot.0.requests") == expected
+
+
+class Overtaken:
+    """A poll object after whose answer somebody else is faster."""
+
+    def __init__(self, poll: Any, path: Path) -> None:
+        self._poll, self._path = poll, path
+
+    def poll(self, timeout: float) -> Any:
+        found = self._poll.poll(timeout)
+        fill(self._path)
+        return found
+
+
+def test_who_finds_no_room_at_the_last_moment_does_not_wait(rig: Rig, tmp_path: Path):
+    with agent(str(tmp_path / "agent")) as (heard, host):
+        cfg = Config()
+        cfg.set("statsd_host", host)
+        log = Statsd(cfg)
+        with log.sock:
+            reporter = Reporter(log, rig.status)
+            rig.board.other().become_active_master()  # so it sends few metrics, for which there is room
+            rig.metrics.worker(0).requests.cell[0] = 5
+            poll = reporter._poll
+            reporter._poll = Overtaken(poll, tmp_path / "agent")
+            reporting = threading.Thread(target=reporter.report, daemon=True)
+            reporting.start()
+            reporting.join(PATIENCE)
+            assert not reporting.is_alive()
+            reporter._poll = poll
+
+            def counted() -> bool:
+                reporter.report()
+                return heard.read().counters["slot.0.requests"] == 5
+
+            wait_for(counted, "what has been counted, with nothing lost")
+            log.sock.socket.close()
 
 
 def test_cpu_time_begins_anew_with_a_process(rig: Rig, monkeypatch: pytest.MonkeyPatch):

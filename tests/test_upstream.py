@@ -359,6 +359,7 @@ CASES: dict[str, Check] = {
     "gunicorn.instrument.statsd.COUNTER_TYPE": equals("counter"),
     "gunicorn.instrument.statsd.GAUGE_TYPE": equals("gauge"),
     "gunicorn.instrument.statsd.Statsd.__init__": stores("sock"),
+    "gunicorn.instrument.statsd.Statsd._sock_send": uses("sock", "send"),
     "gunicorn.instrument.statsd.Statsd.log": uses("METRIC_VAR", "VALUE_VAR", "MTYPE_VAR"),
     "gunicorn.ctl.server.ControlSocketServer.__init__": stores("handlers"),
     "gunicorn.ctl.handlers.CommandHandlers.__init__": takes("self", "arbiter"),

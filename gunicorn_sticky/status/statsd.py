@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from gunicorn.instrument.statsd import COUNTER_TYPE, GAUGE_TYPE
 
 from ..shared.metrics import Counter, DispatcherRow, Field, Gauge, SlotRow, WorkerRow
-from ..shared.unpatched import poll
+from ..shared.unpatched import Socket, dup, poll
 from .snapshot import DOWN, DRAINING, READY, STARTING, Seen, Server
 
 #: What all names begin with, after the setting statsd_prefix.
@@ -80,6 +81,32 @@ def _cpu(name: str, process: dict[str, Any]) -> Metric:
     return Metric(f"{name}.cpu_ms", COUNTER_TYPE, value, help_, process["pid"])
 
 
+class Connection:
+    """The socket of Gunicorn's logger, by which the arbiter sends without waiting.
+
+    Where a Unix socket's reader has no room, the arbiter's metrics are lost, also Gunicorn's own. All other processes
+    wait for the reader, as in Gunicorn.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._arbiter = os.getpid()
+        #: The same one, whether gevent has patched that or not.
+        self.socket = Socket(fileno=dup(client.fileno()))
+        #: Whether a metric has been lost.
+        self.has_lost = False
+
+    def send(self, data: bytes) -> None:
+        """Send a metric (`gunicorn.instrument.statsd.Statsd`)."""
+        if os.getpid() != self._arbiter:
+            self._client.send(data)
+            return
+        try:
+            self.socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.has_lost = True
+
+
 class Reporter:
     """Sends a server's metrics.
 
@@ -96,10 +123,11 @@ class Reporter:
         self._gauges: set[str] = set()
         #: What has been sent of counters, by name and process.
         self._counted: dict[tuple[str, int], float] = {}
-        self._connection = getattr(log, "sock", None)
-        if self._connection:
+        self._connection: Connection | None = None
+        if getattr(log, "sock", None):
+            self._connection = log.sock = Connection(log.sock)
             self._poll = poll()
-            self._poll.register(self._connection, _WRITABLE)
+            self._poll.register(self._connection.socket, _WRITABLE)
 
     def report(self) -> None:
         """Send what there is, unless that was done less than a second ago."""
@@ -117,9 +145,8 @@ class Reporter:
     def _send_gauges(self, gauges: list[Metric], deadline: float) -> None:
         gone = self._gauges - {gauge.name for gauge in gauges}  # with their slots; what was sent last would stay
         for gauge in [*gauges, *(Metric(name, GAUGE_TYPE, 0, "") for name in gone)]:
-            if not self._is_heard(deadline):
+            if not self._send(gauge, gauge.value or _Zero(), deadline):
                 return
-            self._send(gauge, gauge.value or _Zero())
         self._gauges = {gauge.name for gauge in gauges}
 
     def _send_counters(self, counters: list[Metric], deadline: float) -> None:
@@ -129,27 +156,26 @@ class Reporter:
         for counter in counters:
             key = counter.name, counter.pid
             added = counter.value - self._counted.get(key, 0)
-            if added > 0:
-                if not self._is_heard(deadline):
-                    return
-                self._send(counter, added)
+            if added > 0 and not self._send(counter, added, deadline):
+                return
             self._counted[key] = counter.value
 
-    def _send(self, metric: Metric, value: float) -> None:
+    def _send(self, metric: Metric, value: float, deadline: float) -> bool:
+        """Send a metric, unless nobody hears it until then: tell whether it has been sent."""
+        connection = self._connection
+        if connection:
+            if not self._is_heard(connection.socket, deadline):
+                return False
+            connection.has_lost = False
         self._log.debug("", extra={"metric": f"{PREFIX}.{metric.name}", "value": value, "mtype": metric.type})
+        return not (connection and connection.has_lost)  # a worker may have been faster
 
-    def _is_heard(self, deadline: float) -> bool:
-        """Tell whether a datagram can be sent.
-
-        If not, Gunicorn's logger would stand still at a Unix socket whose reader does, and log an error for each metric
-        where nobody listens.
-        """
-        if not self._connection:
-            return True
+    def _is_heard(self, connection: Any, deadline: float) -> bool:
+        """Tell whether a datagram can be sent: where nobody listens, the logger would log an error for each."""
         try:
-            self._connection.getpeername()
+            connection.getpeername()
         except OSError:
             return False  # the reader of a Unix socket has gone, and Gunicorn does not connect again
         events = self._poll.poll(max(deadline - time.monotonic(), 0) * 1000)
-        self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # takes the refusal of an earlier one: udp(7)
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # takes the refusal of an earlier one: udp(7)
         return [event for _fd, event in events] == [_WRITABLE]
