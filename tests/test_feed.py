@@ -60,6 +60,17 @@ def test_what_is_no_chunk_is_the_parsers_to_refuse(line: bytes):
     assert (feed.pull() + feed.pull()).startswith(line + b"GET / HTTP/1.1\r\n")
 
 
+def test_a_line_without_an_end_is_the_parsers_to_refuse():
+    feed = Feed()
+    feed.expect(None)
+    seen = b""
+    for piece in (b"5" * 20_000, b"5" * 20_000, b"5" * 20_000, b"GET / HTTP/1.1\r\n"):
+        feed.push(piece)
+        seen += feed.pull()
+    assert seen == b"5" * 60_000 + b"GET / HTTP/1.1\r\n"
+    assert not len(feed)
+
+
 def test_what_is_left_is_taken_at_once():
     feed = Feed()
     for piece in (HEAD, b"one", b"two"):

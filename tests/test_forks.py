@@ -52,10 +52,10 @@ def state(server: Server) -> Any:
 
 PATHS = [
     "/terminate/",
-    *[f"/process/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
-    *[f"/fork/{what}" for what in (*SIGNALS, "speak", "fail", "leave", "wait")],
+    *[f"/process/{what}" for what in (*SIGNALS, "speak", "fork", "fail", "leave", "wait")],
+    *[f"/fork/{what}" for what in (*SIGNALS, "speak", "fork", "fail", "leave", "wait")],
 ]
-FEW = ["/terminate/", "/process/SIGTERM", "/process/speak", "/fork/SIGTERM", "/fork/fail", "/fork/speak"]
+FEW = ["/terminate/", "/process/SIGTERM", "/process/speak", "/fork/SIGTERM", "/fork/fork", "/fork/fail", "/fork/speak"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_child(server: Server, path: str):
     answer = ask(own, path)
     assert answer["pid"] == pid
     assert answer["code"] is not None
-    if path.endswith("speak"):
+    if path.endswith(("speak", "/fork")):
         assert answer["code"] == 0, server.log
     for n in range(20):  # the child, if it still lives, reads none of these
         assert ask((idle, own)[n % 2], "/who/")["pid"] == pid

@@ -500,6 +500,22 @@ def test_check_config():
     refuses_in_one_line("--check-config", "--sticky-by=magic")
 
 
+def test_settings_that_were_not_loaded_with_gunicorns_own():
+    cfg = Config()
+    del cfg.settings["sticky_by"]
+    with pytest.raises(ConfigError, match="start-up hook did not run"):
+        check(cfg)
+
+
+def test_what_is_none_may_be_said_to_be_none():
+    cfg = Config()
+    names = [name for name, setting in cfg.settings.items() if name.startswith("sticky_") and setting.get() is None]
+    assert "sticky_cookie" in names
+    for name in names:
+        cfg.set(name, None)
+        assert cfg.settings[name].get() is None
+
+
 # --- more workers than there can be ---
 
 

@@ -292,6 +292,14 @@ def test_once_a_second(rig: Rig, monkeypatch: pytest.MonkeyPatch):
     assert not rig.log.sent
 
 
+def test_a_gauge_of_nothing_is_sent(rig: Rig):
+    """Gunicorn's logger, before 26.1, leaves out a value that is false."""
+    rig.reporter.report()
+    gauges = rig.log.take("gauge")
+    assert gauges["gunicorn.sticky.slot.0.connections"] == 0
+    assert all(gauges.values())
+
+
 def test_counters_are_sent_as_what_has_been_added(rig: Rig):
     rig.reporter.report()
     assert set(rig.log.take("counter")) <= {f"gunicorn.sticky.{of}.cpu_ms" for of in ("slot.0", "slot.1", "dispatcher")}

@@ -15,12 +15,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness import BIN, PATIENCE, STICKY, Response, Server, addresses, clean_env, wait_for
 from support.status import run, sigstop, status
 
+from gunicorn_sticky.shared.board import Board
+from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.status import command as monitor
+from gunicorn_sticky.status import terminal as table
+from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.snapshot import _opened, find
 
 pytestmark = pytest.mark.features
@@ -329,6 +334,29 @@ def test_the_table(quiet: Server, columns: int):
     assert [slot[:2] for slot in slots] == [["0", "ready"], ["1", "ready"], ["2", "ready"]]
     assert sum("█" in line for line in lines[2:5]) == 1
     assert lines[5].startswith("Dispatcher ")
+
+
+def test_the_table_of_a_master_that_is_not_active(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Of two masters, the other one accepts; and meanwhile this one's dispatcher still passes connections on."""
+    monkeypatch.setattr(table, "INTERVAL", 0.01)
+    metrics, board = Metrics(), Board()
+    board.slots = board.count = 1
+    board.other().become_active_master()
+    dispatcher = metrics.dispatcher(0)
+    dispatcher.starts()
+    dispatcher.pid.set(os.getpid())
+    metrics.master().dispatchers.set(1)
+
+    class Busy(Status):
+        def status(self) -> dict[str, Any]:
+            dispatcher.accepted.inc()
+            return super().status()
+
+    assert table.show([Busy(metrics, board)], watch=False) == ["down"]
+    shown = capsys.readouterr().out
+    assert "down, another master accepts connections" in shown
+    assert "100 connections/s" in shown
+    assert "µs each" in shown
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,19 @@ def test_the_old_master_may_go_before_the_new_one_is_ready():
         assert not pids(server) & old  # what nobody accepts waits in the kernel
         os.kill(new, signal.SIGTERM)
         wait_for(lambda: not is_running(new), "the new master to end")
+
+
+def test_an_upgrade_of_our_own_program():
+    """Its file is executed by its path then, and what lies beside that is not the application's to import."""
+    config = "import sys\ndef on_starting(server): server.log.info('Path: %s', sys.path)"
+    program = [sys.executable, "-m", "gunicorn_sticky"]
+    with Server("-w", "2", "--pid", "pid", "whoami:app", config=config, command=program) as server:
+        server.wait_for_log(r"Slot \d: ready", count=2)
+        new = Master(server)
+        assert pids(server) == new.workers
+        before, after = (ast.literal_eval(path) for path in re.findall(r"Path: (.*)", server.log))
+        assert set(after) == set(before)
+        new.end()
 
 
 def test_an_upgrade_that_fails_changes_nothing():

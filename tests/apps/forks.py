@@ -54,6 +54,15 @@ def stay():
     wait_until(lambda: os.path.exists("over"))
 
 
+def fork():
+    """Fork again: the child's child is no worker either."""
+    pid = os.fork()
+    if pid == 0:
+        speak()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def fail():
     raise ValueError("in a child")
 
