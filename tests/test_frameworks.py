@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,9 +103,11 @@ def test_mcp_without_sessions_needs_no_key() -> None:
 def test_mcp_without_sessions_keeps_state_by_token() -> None:
     with serve("mcp_server/app:app", PRELOAD, *BY_TOKEN) as server:
         answers = run("mcp_tokens.py", server, "/mcp", 8, "note")
+    assert len(answers) == 8
     for of_client in answers:
-        assert "note 0" in str(of_client[-1])
-        assert "note 5" in str(of_client[-1])
+        for number, answer in enumerate(of_client):  # each has all notes of this client until then, and only those
+            assert re.findall(r"note \d", str(answer)) == [f"note {before}" for before in range(number + 1)]
+        assert len(of_client) == 6
 
 
 # --- with browsers ---

@@ -255,7 +255,9 @@ def test_no_workers_until_there_are_some():
 
 def test_folder_of_the_heartbeats(settled: tuple[Server, Path]):
     server, folder = settled
-    for pid in processes(server):
+    pids = processes(server)
+    assert len(pids) == 4
+    for pid in pids:
         assert any(link.startswith(f"{folder}/wgunicorn-") for link in descriptors(pid)), pid
 
 

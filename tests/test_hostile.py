@@ -245,7 +245,7 @@ def test_heads_without_end_in_a_worker():
         server.get()
         before = descriptors(server).keys()
         report = hostile("huge", server.port, 8)
-        assert set(report["ends"]) <= {"closed", "400", "431"}
+        assert sum(report["ends"].get(end, 0) for end in ("closed", "400", "431")) == 8
         assert report["longest"] < WORKER + LATE
         assert server.get().status == 200
         assert descriptors(server).keys() == before

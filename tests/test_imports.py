@@ -66,6 +66,14 @@ def level(module: str) -> int:
     return found
 
 
+def test_imports_of_each_form_are_found():
+    assert ("socketio", False) in imports("broadcast.manager")
+    assert {"shared.current", "broadcast.cluster", "broadcast.join_socket"} <= ours("broadcast.manager")
+    assert "_version" in ours("__init__")
+    for module in ("dispatcher.loop", "workers.core", "arbiter.arbiter"):
+        assert {room(name) for name in ours(module)} > {"shared"}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_import_runs_upwards(module: str):
     for imported in ours(module):

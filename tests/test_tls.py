@@ -143,11 +143,13 @@ def test_a_certificate_that_is_not_there(tls: Path):
 @each_kind()
 def test_what_does_not_speak_tls_does_no_harm(tls: Path, kind: Kind):
     with Server(*kind.args, "-w", "2", *options(tls), kind.app("whoami")) as server:
+        before, workers = slots(tls, server.port), server.alive("worker")
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
             client.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert b"200" not in client.recv(100)
-        assert slots(tls, server.port) == slots(tls, server.port)
+        assert slots(tls, server.port) == before
+        assert server.alive("worker") == workers
 
 
 # --- HTTP/2 ---
