@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import types
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,20 @@ from gunicorn_sticky.routing.hashing import Slots
 from gunicorn_sticky.routing.head import MAX_HEAD
 from gunicorn_sticky.routing.key import Key, Owner
 from gunicorn_sticky.routing.session_ids import Ids
-from gunicorn_sticky.shared.board import REQUEST, SEATS, STOPPING, Board
+from gunicorn_sticky.shared.board import REQUEST, RUNNING, SEATS, STOPPING, Board
 from gunicorn_sticky.shared.channel import ConnectionInfo
 from gunicorn_sticky.shared.refusals import Refusal
-from gunicorn_sticky.workers.gate import NEED_MORE, SERVE, SLACK, Gate, HandOver, LaterHead
+from gunicorn_sticky.workers.gate import (
+    BURST,
+    INTERVAL,
+    NEED_MORE,
+    REMEMBERED,
+    SERVE,
+    SLACK,
+    Gate,
+    HandOver,
+    LaterHead,
+)
 from gunicorn_sticky.workers.served import Served
 
 SECRET = bytes(16)
@@ -24,6 +35,7 @@ SLOTS = 4
 #: Workers are numbered from here, by slot; those of another master from there.
 FIRST, ELSEWHERE = 1, 101
 OWN = Owner(FIRST)
+BY_IP = Affinity()
 BY_HEADER = Affinity(by="header", header="x-key")
 BY_SESSION = Affinity(by="session", session_keys=("query:sid",))
 #: Two keys of slot 0, and one of another slot.
@@ -34,6 +46,8 @@ for number in range(100):
         THEIRS = name
     else:
         OURS, OURS_TOO = name, OURS
+#: An address whose clients belong to slot 0.
+ADDRESS = next(f"192.0.2.{n}" for n in range(256) if not Slots(SECRET, SLOTS).slot_of(f"192.0.2.{n}"))
 
 
 class Rig:
@@ -55,12 +69,14 @@ class Rig:
             board=self.board,
             is_active=lambda: self.board.active_seat(0) == 0,
         )
-        self.gate = Gate(reader(affinity, SECRET), seat, lambda: self.drains)
+        #: The clock, in seconds.
+        self.now = 1000.0
+        self.gate = Gate(reader(affinity, SECRET), seat, lambda: self.drains, lambda: self.now)
         self.served = self.connection(OWN if affinity.by_session else OURS)
 
     @staticmethod
     def connection(key: Key) -> Served:
-        return Served(ConnectionInfo(("127.0.0.1", 80), ("192.0.2.1", 4711), key))
+        return Served(ConnectionInfo(("127.0.0.1", 80), (ADDRESS, 4711), key))
 
     def ask(self, *pieces: bytes) -> Any:
         head = LaterHead(self.gate, self.served)
@@ -198,6 +214,58 @@ def test_new_sessions_go_to_who_is_less_busy(balance: str):
     rig.board.set_busy(0, SLACK // REQUEST + 1)
     assert isinstance(rig.ask(of_session(None)), HandOver) == (balance == "least-connections")
     assert rig.ask(of_session(OWN)) is SERVE
+
+
+def test_handovers_for_the_sake_of_balance_are_rationed():
+    """Each costs as much as some requests, and who balances many requests at once may be wrong about them."""
+    rig = Rig(BY_SESSION)
+    rig.board.set_busy(0, 100)
+
+    def handed_over(requests: int) -> int:
+        return sum(isinstance(rig.ask(of_session(None)), HandOver) for _ in range(requests))
+
+    assert handed_over(1000) == BURST + 1
+    rig.now += 10 * INTERVAL
+    assert handed_over(1000) == 10
+    rig.now += 1000
+    assert handed_over(1000) == BURST + 1
+
+
+@pytest.mark.parametrize("affinity", [BY_IP, BY_HEADER, BY_SESSION])
+@pytest.mark.parametrize("seed", range(30))
+def test_what_stays_would_have_been_served_here(affinity: Affinity, seed: int):
+    """What is decided without reading a key is never wrong, whatever has changed since the last request."""
+    chance, rig, stayed = random.Random(seed), Rig(affinity), 0
+    heads = [keyed(OURS), keyed(OURS_TOO), keyed(THEIRS), of_session(None), of_session(OWN), of_session(FIRST + 1)]
+    changes: list[Callable[[], object]] = [
+        lambda: rig.board.set_busy(0, chance.choice([0, 100])),
+        lambda: setattr(rig.board, "count", chance.choice([1, SLOTS])),
+        lambda: setattr(rig.board, "phase", chance.choice([RUNNING, STOPPING])),
+        lambda: setattr(rig, "drains", not rig.drains),
+        rig.succeed,
+        rig.upgrade,
+    ]
+    for _ in range(200):
+        rig.now += 1
+        data = chance.choice(heads)
+        stays = rig.gate.stays(rig.served, data)
+        decision = rig.ask(data)
+        assert not stays or decision is SERVE
+        stayed += stays
+        if chance.random() < 0.02:
+            chance.choice(changes)()
+    assert stayed or seed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [keyed(OURS) * 2, keyed(OURS)[:-1], keyed("a" * REMEMBERED), b"\r\n" + keyed(OURS) + b"\r\n"],
+    ids=["two", "half", "long", "empty lines"],
+)
+def test_only_a_short_head_that_comes_alone_is_remembered(data: bytes):
+    rig = Rig(BY_HEADER)
+    LaterHead(rig.gate, rig.served).feed(data)
+    assert not rig.served.last_head
 
 
 @pytest.mark.parametrize("affinity", [BY_HEADER, BY_SESSION])

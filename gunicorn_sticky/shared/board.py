@@ -11,6 +11,7 @@ good what it can.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 
 from .._version import __version__
 from . import memory
@@ -181,6 +182,15 @@ class Board:
                 return None
             seat = self._last_seats[owner] = owners.index(owner)
         return seat
+
+    def watch(self, slot: int, seat: int) -> Callable[[int], bool]:
+        """Return what tells at once whether a worker takes its slot's connections, of so many slots, and its master
+        accepts them.
+
+        If the memory has been overwritten, it says no: then whoever asks has to look more closely.
+        """
+        cells, active, value, masters, half = self._cells, _ACTIVE_SEATS + slot, seat + 1, self._all, self.half
+        return lambda count: cells[_COUNT] == count and cells[active] == value and masters[0] == half
 
     # --- what workers say ---
 

@@ -1,10 +1,11 @@
 """The gate: whether the next request on a connection that stays open is this worker's to serve.
 
-Sans-I/O: here is no socket, no clock and no loop. The bytes of a request's head go in as they arrive, and a decision
+Sans-I/O: here is no socket and no loop. The bytes of a request's head go in as they arrive, and a decision
 comes out: that more are needed, to serve the request, to hand the connection over, or to refuse it. The first request
 on a connection has passed the dispatcher, which reads keys in the same way.
 
 Rules:
+ 0. What has just been decided is not decided again: see `Gate.stays`.
  1. A head is refused for what the dispatcher refuses one for: malformed, without the header, too large, too slow.
  2. What another worker ought to serve is handed over, as long as there is a dispatcher that could route it.
  3. By address or header, that is a request whose key belongs to another slot; and any request, when another worker
@@ -13,11 +14,14 @@ Rules:
     worker's session is handed over, if that worker is there.
  5. What is left is of no session, or of one whose worker is gone. It is handed over if this worker takes no new
     sessions any more. And, balanced by least-connections, if another worker is less busy by more than `SLACK`: a
-    reverse proxy's connections would keep all new sessions on the workers that they happen to lead to.
+    reverse proxy's connections would keep all new sessions on the workers that they happen to lead to. A handover
+    costs as much as a few requests, so that happens `BURST` times in a row, and else every `INTERVAL` seconds.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
@@ -33,6 +37,12 @@ from .served import Served
 
 #: By how much a worker may be busier than another one before it passes requests without a session on.
 SLACK = 2 * REQUEST
+#: How often that is done.
+BURST, INTERVAL = 100, 0.01
+#: The end of a head.
+END = b"\r\n\r\n"
+#: Bytes of a head that are remembered, at most.
+REMEMBERED = 2048
 
 
 class Verdict(Enum):
@@ -61,18 +71,43 @@ class Gate:
         reader: reads keys
         seat: the worker's place
         is_draining: tells whether the worker takes no new sessions any more
+        clock: returns the time in seconds
     """
 
-    def __init__(self, reader: Reader, seat: Seat, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, reader: Reader, seat: Seat, is_draining: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.reader = reader
         self._affinity = reader.affinity
+        self._by_session = self._affinity.by_session
+        #: Whether a later request's key is in its head.
+        self._reads = self._by_session or self._affinity.header is not None
         self._seat = seat
         self._board = seat.board
+        self._is_unchanged = seat.board.watch(seat.slot, seat.number)
         self._other_board = seat.board.other()
         self._is_draining = is_draining
+        self._clock = clock
+        #: When the next handover for the sake of balance is due, if all had been.
+        self._due = -math.inf
         self._slots = Slots(seat.secret, 1)
         #: How many there are of them.
         self._count = 1
+
+    def stays(self, served: Served, data: bytes) -> bool:
+        """Tell at once, without reading a key, whether the next request is served here as the last one was.
+
+        Args:
+            served: the connection
+            data: the first bytes of the request, which may be all of its head
+        """
+        if self._reads and data != served.last_head:
+            return False
+        if not self._by_session:
+            return self._is_unchanged(served.slots)
+        if served.key == self._seat.owner:
+            return True
+        return self._is_unchanged(served.slots) and not (self._is_draining() or self._is_busier())
 
     def decide(self, key: Key, served: Served) -> Decision:
         """Decide on a request that bears a key, and note that in `served`."""
@@ -85,11 +120,12 @@ class Gate:
     def _why_elsewhere(self, key: Key, served: Served) -> str | None:
         board = self._board
         takes = self._seat.is_active() and board.is_active_master
-        if takes and key == served.key and served.slots == board.count:
+        if takes and key == served.key and served.slots == board.count and not self._by_session:
             return None
         if board.phase != RUNNING and not self._other_board.goes_on:
+            served.slots = 0
             return None
-        if not self._affinity.by_session:
+        if not self._by_session:
             if not takes:
                 return "another worker has its slot by now"
             return None if self._is_ours(str(key), served) else "its next request is for another slot"
@@ -99,11 +135,20 @@ class Gate:
             return "its next request is of another worker's session"
         if self._is_draining() or not takes:
             return "this worker takes no new sessions any more"
-        if self._affinity.balance != "least-connections":
-            return None
-        own = self._seat.slot
+        if self._is_busier():
+            # A generic cell rate algorithm.
+            self._due = max(self._due, self._clock() - BURST * INTERVAL) + INTERVAL
+            return "other workers are less busy"
+        served.slots = board.count
+        return None
+
+    def _is_busier(self) -> bool:
+        """Tell whether another worker is less busy, and a handover for that is due."""
+        if self._affinity.balance != "least-connections" or self._due > self._clock():
+            return False
+        board, own = self._board, self._seat.slot
         others = [board.load(slot) for slot in range(board.slots) if slot != own and board.is_open(slot)]
-        return "other workers are less busy" if others and board.load(own) > min(others) + SLACK else None
+        return bool(others) and board.load(own) > min(others) + SLACK
 
     def _is_ours(self, key: str, served: Served) -> bool:
         """Tell whether a key belongs to the slot of this worker, by the number of slots that there are now."""
@@ -150,7 +195,11 @@ class LaterHead:
             return MALFORMED.because(error=error)
         except Missing as error:
             return MISSING.because(error=error)
-        return self._gate.decide(key, served)
+        decision = self._gate.decide(key, served)
+        # A head that has come in one piece, and nothing else.
+        if decision is SERVE and size <= REMEMBERED and data.find(END) == size - len(END):
+            served.last_head = data
+        return decision
 
     def expire(self, seconds: float) -> Refusal:
         """Return how to refuse a head that has not arrived within some seconds."""

@@ -16,7 +16,7 @@ class Served:
         info: what it came with
     """
 
-    __slots__ = ("busy", "info", "key", "proxy", "slots")
+    __slots__ = ("busy", "info", "key", "last_head", "proxy", "slots")
 
     def __init__(self, info: ConnectionInfo) -> None:
         self.info = info
@@ -26,6 +26,8 @@ class Served:
         self.key: Key = info.key
         #: Of how many slots this worker's is known to be the key's; 0 if of none.
         self.slots = 0
+        #: The last head with that key, if it is short.
+        self.last_head = b""
         #: What Gunicorn has parsed from the PROXY header.
         self.proxy: dict[str, Any] | None = info.proxy
 
