@@ -490,7 +490,7 @@ CASES: dict[str, Check] = {
     "gunicorn.asgi.protocol.ASGIProtocol._handle_connection": uses(
         "_closed", "_request_ready", "reset", "_close_transport"
     ),
-    "gunicorn.asgi.protocol.ASGIProtocol._serve_http_request": takes("self", "request", "sockname", "peername"),
+    "gunicorn.asgi.protocol.ASGIProtocol._start_http1": takes("self", "buffered"),
     "gunicorn.asgi.protocol.ASGIProtocol._is_websocket_upgrade": takes("self", "request"),
     "gunicorn.asgi.protocol.ASGIProtocol._effective_peername": takes("self", "peername"),
     "gunicorn.asgi.protocol.ASGIProtocol._cancel_keepalive_timer": takes("self"),
@@ -521,18 +521,18 @@ CASES: dict[str, Check] = {
     "uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete": takes("self"),
     "uvicorn.protocols.http.h11_impl.H11Protocol.handle_websocket_upgrade": takes("self", "event"),
     "uvicorn.protocols.http.h11_impl.H11Protocol._unset_keepalive_if_required": takes("self"),
-    "uvicorn.protocols.http.h11_impl.RequestResponseCycle.__init__": stores("keep_alive", "default_headers"),
+    "uvicorn.protocols.http.h11_impl.RequestResponseCycle.__init__": stores("response_complete"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.__init__": all_of(
         takes_first("self", "config", "server_state", "app_state"), stores("app", "cycle", "ws_protocol_class")
     ),
-    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_begin": takes("self"),
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_begin": all_of(takes("self"), stores("scope")),
+    "uvicorn.protocols.http.httptools_impl.RequestResponseCycle.__init__": stores("scope", "response_complete"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_headers_complete": all_of(
         takes("self"), stores("cycle")
     ),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_complete": takes("self"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_response_complete": takes("self"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.handle_websocket_upgrade": takes("self"),
-    "uvicorn.protocols.http.flow_control.CLOSE_HEADER": equals((b"connection", b"close")),
     "gunicorn.http.parser.RequestParser.mesg_class": is_subclass_of("gunicorn.http.message.Request"),
     "gunicorn.http.parser.Parser.__next__": uses("mesg_class", "req_count", "unreader", "source_addr"),
     "gunicorn.http.message.Request.__init__": all_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import Any
 
@@ -14,7 +15,7 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.http2.negotiation import prior_knowledge_allowed
 from gunicorn.workers.gasgi import ASGIWorker
 
-from .asyncio_protocol import Stage, StickyProtocol, Worker
+from .asyncio_protocol import THROUGH, StickyProtocol, Worker
 from .asyncio_worker import AsyncioStickyWorker
 from .served import Served
 
@@ -35,6 +36,7 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     """Gunicorn's protocol with the gate before it."""
 
     cfg: Any
+    _request_ready: Any
 
     def __init__(self, worker: Worker, served: Served, /) -> None:
         super().__init__(worker, served, worker=worker)
@@ -43,7 +45,7 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     def connection_made(self, transport: Any) -> None:
         """Begin (`asyncio.BaseProtocol.connection_made`)."""
         if self.cfg.protocol == "uwsgi" or prior_knowledge_allowed(self.cfg, self._served.info.address):
-            self._stage = Stage.THROUGH
+            self._stage = THROUGH
         super().connection_made(transport)
 
     def _setup_callback_parser(self) -> None:
@@ -53,8 +55,10 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         super()._setup_callback_parser()
         self.cfg = cfg
 
-    def _parse(self, data: bytes) -> None:
-        ASGIProtocol.data_received(self, data)
+    _parse = ASGIProtocol.data_received
+
+    def _has_begun(self) -> bool:
+        return self._current_request is not None
 
     def _body_length(self) -> int | None:
         request = self._current_request
@@ -68,25 +72,32 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
 
     def _on_headers_complete(self) -> Any:
         result = super()._on_headers_complete()
-        self._head_is_complete()
         if self._proxy_protocol != "off" and self._served.proxy is None:
             self._served.proxy = getattr(self._callback_parser, "proxy_protocol_info", None)
-        if self._h2c_upgrade_settings is not None or self._is_websocket_upgrade(self._current_request):
-            self._stage = Stage.THROUGH
+        request = self._current_request
+        if self._h2c_upgrade_settings is not None or (request.may_upgrade() and self._is_websocket_upgrade(request)):
+            self._stage = THROUGH
         return result
 
     def _on_message_complete(self) -> None:
         super()._on_message_complete()
         self._message_is_complete()
 
-    async def _serve_http_request(self, *args: Any) -> Any:
-        keepalive = await super()._serve_http_request(*args)
-        if keepalive:
-            self._loop.call_soon(self._is_reset)
-        return keepalive
+    def _start_http1(self, buffered: bytes = b"") -> None:
+        super()._start_http1(buffered)
+        ready = _RequestReady(self)
+        if self._request_ready.is_set():
+            ready.set()
+        self._request_ready = ready
 
-    def _is_reset(self) -> None:
-        """The parser is ready for the next request, or the connection has been closed."""
+    def is_reset(self) -> None:
+        """The parser is ready for the next request."""
+        if self._feed:
+            self._loop.call_soon(self._go_on)  # when Gunicorn waits for the request
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if not self._closed:
             self._response_is_complete()
 
@@ -98,6 +109,19 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         self._closed, self._task = True, None
         super()._let_go()
         self._request_ready.set()
+
+
+class _RequestReady(asyncio.Event):
+    """What tells Gunicorn's protocol that it has a request; cleared when that has been answered."""
+
+    def __init__(self, protocol: _Protocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def clear(self) -> None:
+        """Wait for the next request from now on."""
+        super().clear()
+        self._protocol.is_reset()
 
 
 class _Listener:

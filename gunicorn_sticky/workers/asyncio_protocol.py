@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal
 from . import limits
 from .feed import Feed
-from .gate import NEED_MORE, SERVE, Gate, HandOver, LaterHead
+from .gate import END, NEED_MORE, SERVE, Gate, HandOver, LaterHead
 from .load import Load
 from .served import Served
 
@@ -42,6 +42,10 @@ class Stage(Enum):
     LEAVING = "leaving"
 
 
+# Up to Python 3.11 it takes a call to look up a member of a class of these.
+RECEIVING, ANSWERING, BETWEEN, THROUGH, LEAVING = Stage
+
+
 class Worker(Protocol):
     """Whose connections these are: asyncio_worker.py."""
 
@@ -57,8 +61,6 @@ class Worker(Protocol):
 
     def application(self, served: Served) -> Any: ...
 
-    def count_request(self) -> None: ...
-
     def give_back(self, fd: int, info: Any) -> bool: ...
 
     def disconnected(self, served: Served) -> None: ...
@@ -67,7 +69,7 @@ class Worker(Protocol):
 class StickyProtocol(asyncio.Protocol):
     """The base of sticky protocols, to stand in front of a server's class of them.
 
-    An adapter overrides `_parse`, `_body_length`, `_has_more` and `_stop_idle_timer`, and calls `_head_is_complete`,
+    An adapter overrides `_parse`, `_has_begun`, `_body_length`, `_has_more` and `_stop_idle_timer`, and calls
     `_message_is_complete` and `_response_is_complete`.
 
     Args:
@@ -81,8 +83,11 @@ class StickyProtocol(asyncio.Protocol):
         super().__init__(**kwargs)
         self._sticky_worker = worker
         self._served = served
-        self._stage = Stage.THROUGH if worker.cfg.is_ssl else Stage.RECEIVING
-        self._feed = Feed()
+        self._gate = worker.gate
+        self._load = worker.load
+        self._stage = THROUGH if worker.cfg.is_ssl else RECEIVING
+        #: What has arrived and is not the parser's yet; None as long as heads without a body come one by one.
+        self._feed: Feed | None = None
         #: Whether the head of the message that is received has been parsed.
         self._has_head = False
         self._is_answered = False
@@ -103,29 +108,39 @@ class StickyProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has arrived (`asyncio.Protocol.data_received`)."""
         stage = self._stage
-        if stage is Stage.BETWEEN:
-            self._look(data)
-        elif stage is Stage.RECEIVING:
-            self._feed.push(data)
-            self._deal()
-        elif stage is Stage.THROUGH:
+        if stage is BETWEEN:
+            if self._head is None and self._gate.stays(self._served, data):
+                self._stage = RECEIVING
+                self._load.goes_on(self._served)
+                self._receive(data)
+            else:
+                self._look(data)
+        elif stage is RECEIVING:
+            self._receive(data)
+        elif stage is THROUGH:
             self._parse(data)
-        elif stage is Stage.ANSWERING:
+        elif stage is ANSWERING:
+            if self._feed is None:
+                self._feed = Feed()
             self._feed.push(data)
             if len(self._feed) > MOST_HELD:
                 self._read(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End (`asyncio.BaseProtocol.connection_lost`)."""
-        self._stage = Stage.LEAVING
+        self._stage = LEAVING
         self._set_timer(None)
         self._sticky_worker.disconnected(self._served)
         super().connection_lost(exc)
 
     # --- what an adapter does ---
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | bytearray) -> None:
         """Give bytes to the server's parser."""
+        raise NotImplementedError
+
+    def _has_begun(self) -> bool:
+        """Tell whether the head of the next message has been parsed; asked only as long as it has not."""
         raise NotImplementedError
 
     def _body_length(self) -> int | None:
@@ -142,41 +157,46 @@ class StickyProtocol(asyncio.Protocol):
 
     # --- what an adapter calls ---
 
-    def _head_is_complete(self) -> None:
-        """The parser has seen the end of a head."""
-        self._has_head = True
-        self._sticky_worker.load.requested(self._served)
-
     def _message_is_complete(self) -> None:
         """The parser has seen the end of a message."""
-        if self._stage is Stage.RECEIVING:
-            self._stage = Stage.ANSWERING
+        if self._stage is RECEIVING:
+            self._stage = ANSWERING
 
     def _response_is_complete(self) -> None:
         """A message has been answered, maybe before its end."""
-        self._is_answered = True
-        if self._stage is Stage.ANSWERING:
+        if self._stage is ANSWERING:
             self._end_cycle()
+        else:
+            self._is_answered = True
 
     def _pass_the_rest(self) -> None:
         """Let all that is held, and all that follows, pass: the connection has been upgraded."""
-        self._stage = Stage.THROUGH
-        held = self._feed.take()
+        self._stage = THROUGH
+        held = self._feed.take() if self._feed else b""
         self._read(True)
         if held:
             self.transport.get_protocol().data_received(held)
 
     # --- messages ---
 
-    def _deal(self) -> None:
-        """Give the parser what it may see."""
+    def _receive(self, data: bytes | bytearray) -> None:
+        """Give the parser what it may see of what has arrived."""
         feed = self._feed
-        while len(feed) and self._stage is Stage.RECEIVING:
-            is_head = not self._has_head
-            self._parse(feed.pull())
-            if is_head and self._has_head and self._stage is Stage.RECEIVING:
-                feed.expect(self._body_length())
-        if self._stage is Stage.ANSWERING:
+        if feed is None and data.find(END) == len(data) - len(END):
+            self._parse(data)  # a head and nothing else, as most requests are
+            if self._stage is RECEIVING and self._has_begun():
+                self._has_head, self._feed = True, Feed()
+                self._feed.expect(self._body_length())
+        else:
+            if feed is None:
+                feed = self._feed = Feed()
+            feed.push(data)
+            while len(feed) and self._stage is RECEIVING:
+                self._parse(feed.pull())
+                if not self._has_head and self._stage is RECEIVING and self._has_begun():
+                    self._has_head = True
+                    feed.expect(self._body_length())
+        if self._stage is ANSWERING:
             if self._has_more():
                 self._sticky_worker.log.warning("Closing a connection: where its request ends is not clear")
                 self.transport.abort()
@@ -185,20 +205,18 @@ class StickyProtocol(asyncio.Protocol):
 
     def _end_cycle(self) -> None:
         """A message has been received and answered."""
-        self._stage = Stage.BETWEEN
+        self._stage = BETWEEN
         self._has_head = self._is_answered = False
-        self._feed.begin()
-        self._sticky_worker.load.waits(self._served)
-        held = self._feed.take()
-        self._read(True)
-        if held:
-            self._look(held)
+        self._load.waits(self._served)
+        if self._feed is not None:
+            held, self._feed = self._feed.take(), None
+            self._read(True)
+            if held:
+                self._look(held)
 
     def _look(self, data: bytes) -> None:
         """Look at the head of a later request, and act on what the gate decides."""
-        worker, head = self._sticky_worker, self._head
-        if head is None:
-            head = self._head = LaterHead(worker.gate, self._served)
+        head = self._head = self._head or LaterHead(self._gate, self._served)
         decision = head.feed(data)
         if decision is NEED_MORE:
             self._wait_for_head()
@@ -206,12 +224,11 @@ class StickyProtocol(asyncio.Protocol):
         self._head = None
         self._set_timer(None)
         if decision is SERVE:
-            self._stage = Stage.RECEIVING
-            worker.load.goes_on(self._served)
-            self._feed.push(head.data)
-            self._deal()
+            self._stage = RECEIVING
+            self._load.goes_on(self._served)
+            self._receive(head.data)
         elif isinstance(decision, HandOver):
-            worker.explain(self._served, decision)
+            self._sticky_worker.explain(self._served, decision)
             self._hand_over(decision, bytes(head.data))
         elif isinstance(decision, Refusal):
             self.refuse(decision)
@@ -228,7 +245,7 @@ class StickyProtocol(asyncio.Protocol):
             self._loop.call_later(limits.SLOW, self._read_on)
 
     def _read_on(self) -> None:
-        if self._stage is Stage.BETWEEN:
+        if self._stage is BETWEEN:
             self._read(True)
 
     def _expire(self) -> None:
@@ -239,7 +256,7 @@ class StickyProtocol(asyncio.Protocol):
 
     def _hand_over(self, decision: HandOver, head: bytes) -> None:
         """Give the connection back for routing."""
-        self._stage = Stage.LEAVING
+        self._stage = LEAVING
         self._stop_idle_timer()
         self._read(False)
         info = self._served.info._replace(key=decision.key, unread=head, proxy=self._served.proxy)
@@ -251,7 +268,7 @@ class StickyProtocol(asyncio.Protocol):
             return
         is_written = not transport.get_write_buffer_size()
         if is_written and worker.give_back(transport.get_extra_info("socket").fileno(), info):
-            worker.load.handed_over()
+            self._load.handed_over()
             self._let_go()
         elif time.monotonic() < deadline:
             self._set_timer(limits.RETRY, self._move, info, deadline)
@@ -266,7 +283,7 @@ class StickyProtocol(asyncio.Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer in the place of the application, and linger, see shared/refusals.py."""
-        self._stage = Stage.LEAVING
+        self._stage = LEAVING
         self._stop_idle_timer()
         self._sticky_worker.note_refusal(self._served, refusal)
         self.transport.write(refusal.response())

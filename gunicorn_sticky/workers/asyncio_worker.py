@@ -177,7 +177,12 @@ class AsyncioStickyWorker(StickyWorker):
 
     def application(self, served: Served) -> Any:
         """Return the ASGI application, as a connection's requests are to see it."""
-        return asgi.with_affinity(self._application, served, self.slot, self._headers)
+        return asgi.with_affinity(self._application, served, self.slot, self._headers, self._begin_request)
+
+    def _begin_request(self, served: Served) -> bool:
+        """Count a request, and tell whether its connection may stay open."""
+        self.load.requested(served)
+        return True
 
     def disconnected(self, served: Served) -> None:
         """A connection has ended."""
@@ -186,13 +191,6 @@ class AsyncioStickyWorker(StickyWorker):
         self.load.disconnected(served)
         for inbox in self._inboxes:
             inbox.start()
-
-    def count_request(self) -> None:
-        """A request has come: end after the last one, as Gunicorn's own workers do."""
-        self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
-            self.log.info("Autorestarting worker after current request.")
-            self.alive = False
 
     def give_back(self, fd: int, info: ConnectionInfo) -> bool:
         """Give a connection back for routing, and return whether there was room for it."""

@@ -17,8 +17,6 @@ from enum import Enum
 
 #: A blank line. Who accepts bare line feeds (RFC 9112, section 2.2) sees one there as well.
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-#: A chunk's size.
-_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 #: The most bytes of a line with a chunk's size that are remembered.
 _MAX_LINE = 16 * 1024
 
@@ -40,6 +38,12 @@ class _Part(Enum):
     MALFORMED = "malformed"
 
 
+# Up to Python 3.11 it takes a call to look up a member of a class of these.
+_HEAD, _BODY, _SIZE, _CHUNK, _TRAILER, _MALFORMED = _Part
+#: A chunk's size.
+_DIGITS = re.compile(rb"[0-9A-Fa-f]{1,16}")
+
+
 class Feed:
     """What has arrived on a connection, and has not been given to its parser."""
 
@@ -49,7 +53,7 @@ class Feed:
         self._held: bytes | bytearray = b""
         #: From where on it is held.
         self._at = 0
-        self._part = _Part.HEAD
+        self._part = _HEAD
         #: How many bytes are left of the body or the chunk.
         self._left = 0
         #: The end of what has been given: of a line with a chunk's size, or where a blank line may begin.
@@ -72,7 +76,7 @@ class Feed:
 
     def begin(self) -> None:
         """Expect a head."""
-        self._part, self._line = _Part.HEAD, b""
+        self._part, self._line = _HEAD, b""
 
     def expect(self, length: int | None) -> None:
         """Expect a body, after a head.
@@ -81,14 +85,14 @@ class Feed:
             length: in bytes; None if it is in chunks
         """
         self._line = b""
-        self._part, self._left = (_Part.SIZE, 0) if length is None else (_Part.BODY, length)
+        self._part, self._left = (_SIZE, 0) if length is None else (_BODY, length)
 
     def pull(self) -> bytes:
         """Return the next piece, which is empty only if nothing is held."""
         held, start, part = self._held, self._at, self._part
-        if part is _Part.HEAD or part is _Part.TRAILER:
+        if part is _HEAD or part is _TRAILER:
             stop = self._end_of_lines(start)
-        elif part is _Part.BODY:
+        elif part is _BODY:
             stop = min(start + self._left, len(held))
             self._left -= stop - start
         else:
@@ -114,27 +118,27 @@ class Feed:
     def _end_of_chunks(self, start: int) -> int:
         """Return where the message ends, or all that is held."""
         held, at, end = self._held, start, len(self._held)
-        while at < end and self._part is not _Part.MALFORMED:
-            if self._part is _Part.CHUNK:
+        while at < end and self._part is not _MALFORMED:
+            if self._part is _CHUNK:
                 size = min(self._left, end - at)
                 at += size
                 self._left -= size
                 if not self._left:
-                    self._part = _Part.SIZE
+                    self._part = _SIZE
                 continue
             stop = held.find(b"\n", at)
             if stop < 0:
                 self._line += held[at:]
                 if len(self._line) > _MAX_LINE:
-                    self._part = _Part.MALFORMED
+                    self._part = _MALFORMED
                 break
-            found = _SIZE.match(self._line + held[at:stop])
+            found = _DIGITS.match(self._line + held[at:stop])
             at = stop + 1
             if not found:
-                self._part = _Part.MALFORMED
+                self._part = _MALFORMED
             elif size := int(found[0], 16):
-                self._part, self._left, self._line = _Part.CHUNK, size + 2, b""  # CRLF follows
+                self._part, self._left, self._line = _CHUNK, size + 2, b""  # CRLF follows
             else:
-                self._part, self._line = _Part.TRAILER, b"\n"
+                self._part, self._line = _TRAILER, b"\n"
                 return self._end_of_lines(at)
         return end

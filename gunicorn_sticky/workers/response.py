@@ -11,8 +11,10 @@ from .seat import Seat
 from .served import Served
 
 
-def header_fields(cfg: Any, seat: Seat) -> Callable[[Served, str], Sequence[tuple[str, str]]]:
+def header_fields(cfg: Any, seat: Seat) -> Callable[[Served, str], Sequence[tuple[str, str]]] | None:
     """Return a function that gives our header fields for a response, given the connection and the URL's scheme.
+
+    It is None if there are none.
 
     Args:
         cfg: Gunicorn's configuration
@@ -20,7 +22,7 @@ def header_fields(cfg: Any, seat: Seat) -> Callable[[Served, str], Sequence[tupl
     """
     always = [("X-Sticky-Slot", str(seat.slot))] if cfg.sticky_slot_header else []
     if configuration.affinity(cfg).by != "cookie":
-        return lambda served, scheme: always
+        return (lambda served, scheme: always) if always else None
 
     name, same_site = configuration.cookie_name(cfg), cfg.sticky_cookie_samesite
 

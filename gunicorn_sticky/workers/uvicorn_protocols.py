@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 from h11 import SEND_BODY
-from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 try:
@@ -15,7 +14,7 @@ try:
 except ImportError:
     HttpToolsProtocol = None  # type: ignore[assignment, misc]
 
-from .asyncio_protocol import Stage, StickyProtocol, Worker
+from .asyncio_protocol import RECEIVING, StickyProtocol, Worker
 from .served import Served
 
 
@@ -32,8 +31,7 @@ class _UvicornProtocol(StickyProtocol):
         if self.ws_protocol_class is not None:
             self.ws_protocol_class = functools.partial(web_socket(self.ws_protocol_class), worker, served)
 
-    def _parse(self, data: bytes) -> None:
-        super(StickyProtocol, self).data_received(data)
+    _parse: Any
 
     def _body_length(self) -> int | None:
         length = None
@@ -47,11 +45,8 @@ class _UvicornProtocol(StickyProtocol):
     def _stop_idle_timer(self) -> None:
         self._unset_keepalive_if_required()  # type: ignore[attr-defined]
 
-    def _head_is_complete(self) -> None:
-        super()._head_is_complete()
-        self._sticky_worker.count_request()
-        if not self._sticky_worker.alive:
-            self.cycle.keep_alive = False
+    def _has_begun(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def on_response_complete(self) -> None:
         """A response has been sent (`uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete`)."""
@@ -61,7 +56,6 @@ class _UvicornProtocol(StickyProtocol):
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
         """Let another protocol go on (`uvicorn.protocols.http.h11_impl.H11Protocol.handle_websocket_upgrade`)."""
-        self._sticky_worker.load.requested(self._served)
         super().handle_websocket_upgrade(*args)  # type: ignore[misc]
         self._pass_the_rest()
 
@@ -71,42 +65,21 @@ class _ByH11(_UvicornProtocol):
 
     def handle_events(self) -> None:
         """Look at what the parser has found (`uvicorn.protocols.http.h11_impl.H11Protocol.handle_events`)."""
-        cycle = self.cycle
         super().handle_events()  # type: ignore[misc]
-        if self._stage is not Stage.RECEIVING:
-            return
-        if self.cycle is not cycle:
-            self._head_is_complete()
-        if self._has_head and self.conn.their_state is not SEND_BODY:
+        has_head = self._stage is RECEIVING and (self._has_head or self._has_begun())
+        if has_head and self.conn.their_state is not SEND_BODY:
             self._message_is_complete()
 
     def _has_more(self) -> bool:
         return bool(self.conn.trailing_data[0])
 
-    def _head_is_complete(self) -> None:
-        super()._head_is_complete()
-        if not self.cycle.keep_alive:  # which it closes for, and says nothing
-            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
-
 
 class _ByHttpTools(_UvicornProtocol):
-    #: Whether another message has begun before the end of the last one was known here.
-    _overrun = False
-
-    def on_message_begin(self) -> None:
-        """A request begins (`httptools.HttpRequestParser`)."""
-        self._overrun = self._stage is Stage.ANSWERING
-        super().on_message_begin()  # type: ignore[misc]
+    scope: Any
 
     def _has_more(self) -> bool:
-        return self._overrun
-
-    def on_headers_complete(self) -> None:
-        """The head of a request has ended (`httptools.HttpRequestParser`)."""
-        cycle = self.cycle
-        super().on_headers_complete()  # type: ignore[misc]
-        if self.cycle is not cycle:
-            self._head_is_complete()
+        # Each message that begins has a scope of its own.
+        return self.scope is not self.cycle.scope
 
     def on_message_complete(self) -> None:
         """A request has ended (`httptools.HttpRequestParser`)."""
@@ -139,7 +112,11 @@ def http(base: type) -> type:
         RuntimeError: it is neither h11's nor httptools'
     """
     if issubclass(base, H11Protocol):
-        return type(f"Sticky{base.__name__}", (_ByH11, base), {})
-    if HttpToolsProtocol is not None and issubclass(base, HttpToolsProtocol):
-        return type(f"Sticky{base.__name__}", (_ByHttpTools, base), {})
-    raise RuntimeError(f"uvicorn's {base.__name__} cannot be sticky: set http to 'h11' or 'httptools' in CONFIG_KWARGS")
+        adapter: type = _ByH11
+    elif HttpToolsProtocol is not None and issubclass(base, HttpToolsProtocol):
+        adapter = _ByHttpTools
+    else:
+        raise RuntimeError(
+            f"uvicorn's {base.__name__} cannot be sticky: set http to 'h11' or 'httptools' in CONFIG_KWARGS"
+        )
+    return type(f"Sticky{base.__name__}", (adapter, base), {"_parse": base.data_received})

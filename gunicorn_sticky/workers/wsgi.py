@@ -12,7 +12,7 @@ def with_affinity(
     application: Any,
     find: Callable[[Any], Served | None],
     slot: int,
-    headers: Callable[[Served, str], Sequence[tuple[str, str]]],
+    headers: Callable[[Served, str], Sequence[tuple[str, str]]] | None,
 ) -> Any:
     """Return an application that sees slot and key in its environ, and whose responses have our own header fields.
 
@@ -20,7 +20,8 @@ def with_affinity(
         application: the user's
         find: returns what is known of a client's socket, or None if it does not concern us
         slot: the worker's
-        headers: returns our header fields for a response, given the connection and the URL's scheme
+        headers: returns our header fields for a response, given the connection and the URL's scheme; None if there are
+            none
     """
 
     def wsgi(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -28,7 +29,7 @@ def with_affinity(
         if served is not None:
             environ["gunicorn_sticky.slot"] = slot
             environ["gunicorn_sticky.key"] = str(served.key)
-            if more := headers(served, environ["wsgi.url_scheme"]):
+            if headers is not None and (more := headers(served, environ["wsgi.url_scheme"])):
                 start_response = _with_headers(more, start_response)
         response: Iterable[bytes] = application(environ, start_response)
         return response
