@@ -93,9 +93,10 @@ docs: $(READY)
 bench: $(BENCH_READY)
 	$(BIN)/python benchmarks/startup_hook.py
 	$(BIN)/python benchmarks/counting.py
-	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/compare.py $(if $(ROUNDS),--rounds $(ROUNDS))
 
-# The same with fewer contenders and shorter runs; writes build/benchmarks.md.
+# The same with fewer contenders and shorter runs; writes build/benchmarks.md. Fails if something is broken, whatever the
+# figures.
 bench-quick: $(BENCH_READY)
 	$(BIN)/python benchmarks/counting.py --rounds 1
 	$(BIN)/python benchmarks/compare.py --quick $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -168,10 +168,14 @@ class Load:
             while self.timers and self.timers[0][0] <= now():
                 _due, number, client = heapq.heappop(self.timers)
                 self.step(client, number)
+        seconds = now() - self.first
+        for connection in self.kept.values():
+            connection.close()
+        self.epoll.close()
         self.latencies.sort()
         return {
             "requests": self.requests,
-            "seconds": now() - self.first,
+            "seconds": seconds,
             "p50": self.quantile(0.5),
             "p99": self.quantile(0.99),
             "errors": dict(self.errors),

@@ -31,6 +31,7 @@ from typing import Any
 import dispatcher
 import footprint
 import handover
+import plots
 import report
 import wrk
 from client import ADDRESSES, WARM_UP
@@ -43,7 +44,7 @@ ROOT = HERE.parent
 #: baseline, and the client needs some too: all that has to be less than there is.
 SHARE = 0.2
 #: Seconds of a run with as many requests as possible. Many short runs tell more than a few long ones.
-SECONDS = 1
+SECONDS = 1.0
 #: Seconds that a contender may take to boot.
 PATIENCE = 20.0
 
@@ -56,6 +57,7 @@ class Bench:
         self.quick: bool = options.quick
         self.rounds: int = options.rounds
         self.random = random.Random(options.seed)
+        self.seconds = SECONDS / 2 if self.quick else SECONDS
         self.rate_seconds = WARM_UP + (0.3 if self.quick else 0.8)
         self.library = wrk.build(folder)
         self.runs: list[dict[str, Any]] = []
@@ -118,8 +120,8 @@ class Bench:
 
     def saturate(self, workload: Workload, contender: Contender, offset: int) -> dict[str, Any]:
         if workload.does in ("new", "keep-alive"):
-            return wrk.load(self.library, contender.ports, SECONDS, workload.does == "keep-alive", offset)
-        return self.client(workload, contender, SECONDS / 2 if self.quick else SECONDS, offset=offset)
+            return wrk.load(self.library, contender.ports, self.seconds, workload.does == "keep-alive", offset)
+        return self.client(workload, contender, self.seconds, offset=offset)
 
     def measure(self, workload: Workload, contender: Contender, about: dict[str, Any], rate: float) -> None:
         run = about | {"workload": workload.name, "contender": contender.name}
@@ -242,9 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.show(results)
     else:
         results["footprint"] = footprint.main(["--rounds", "1" if options.quick else "5"])
-        results["handover"] = handover.main(["--rounds", str(rounds)])
-        results["dispatcher"] = dispatcher.main(["--quick"] if options.quick else [])
-        report.write(results, options.output or ROOT / ("build" if options.quick else "docs"))
+        results["handover"] = handover.main(["--rounds", str(rounds), *["--quick"] * options.quick])
+        results["dispatcher"] = dispatcher.main(["--quick"] * options.quick)
+        output = options.output or ROOT / ("build" if options.quick else "docs")
+        report.write(results, plots.draw(results, output / "benchmarks"), output)
     return 1 if bench.broken else 0
 
 

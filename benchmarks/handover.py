@@ -4,7 +4,7 @@ Connections stay open, and are as busy as they can be. Their requests carry keys
 the same one, or two in turn that belong to different workers, so that each request is handed over. Stock Gunicorn, for
 which keys are nothing, says what requests cost anyway. The application does nothing.
 
-    python benchmarks/handover.py [--rounds N] [--only KINDS]
+    python benchmarks/handover.py [--quick] [--rounds N] [--only KINDS]
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from footprint import WORKERS, wait_for_workers
 from kind import KINDS, Kind, some
 from support.harness import Server
 
-#: Seconds of a run.
-SECONDS = 1
+#: Seconds of a run, and of a quick one.
+SECONDS, QUICK = 1.0, 0.5
 
 
 def serve(kind: Kind, *options: str, sticky: bool) -> Server:
@@ -42,16 +42,16 @@ def owned(server: Server) -> list[list[str]]:
     return [own[:fewest] for own in keys.values()]
 
 
-def cpu_us(server: Server, library: Path, keys: Sequence[str]) -> float:
+def cpu_us(server: Server, library: Path, seconds: float, keys: Sequence[str]) -> float:
     """Return what a request takes of the processors."""
     processes = server.session()
     before = cpu_seconds(processes)
-    seen = wrk.load(library, [server.port], SECONDS, keep_alive=True, offset=0, keys=keys)
+    seen = wrk.load(library, [server.port], seconds, keep_alive=True, offset=0, keys=keys)
     assert not seen["errors"], seen["errors"]
     return (cpu_seconds(processes) - before) / float(seen["requests"]) * 1e6
 
 
-def measure(kind: Kind, library: Path, rounds: int) -> dict[str, list[float]]:
+def measure(kind: Kind, library: Path, seconds: float, rounds: int) -> dict[str, list[float]]:
     """Return µs of CPU of a request, by round."""
     with serve(kind, sticky=False) as stock, serve(kind, "--sticky-by", "header", sticky=True) as sticky:
         for server in (stock, sticky):
@@ -63,13 +63,14 @@ def measure(kind: Kind, library: Path, rounds: int) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, (server, keys) in runs.items():
-                found[name].append(cpu_us(server, library, keys))
+                found[name].append(cpu_us(server, library, seconds, keys))
     return found
 
 
 def main(arguments: Sequence[str] = ()) -> dict[str, dict[str, list[float]]]:
     """Measure, print each round, and return the figures by kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter runs")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--only", metavar="KINDS", help="kinds of workers, with commas between them")
     options = parser.parse_args(arguments)
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] = ()) -> dict[str, dict[str, list[float]]]:
     with tempfile.TemporaryDirectory(prefix="gunicorn-sticky-") as folder:
         library = wrk.build(Path(folder))
         for kind in some(options.only, KINDS):
-            found[kind.name] = measure(kind, library, options.rounds)
+            found[kind.name] = measure(kind, library, QUICK if options.quick else SECONDS, options.rounds)
             print(f"handover, {kind.name}, µs of CPU per request:", found[kind.name], flush=True)
     return found
 

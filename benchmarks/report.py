@@ -1,4 +1,4 @@
-"""From the runs to what is read: medians and quartiles, the bars, plots, and the tables of docs/benchmarks.md."""
+"""From the runs to what is read: medians and quartiles, the bars, and the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-
-mpl.use("svg")
-
 from contender import CHOSEN, HERE, NODE
 from kind import KINDS
-from matplotlib import pyplot
 from workload import MIXED, PROXIES, STICKY, WORKLOADS, Workload
 
 TEMPLATE = HERE.parent / "docs" / "benchmarks.md"
@@ -106,7 +101,7 @@ def bars() -> Iterator[Bar]:
     yield Bar("gevent", MIXED, "cpu", "nginx keepalive + sticky by header", "nginx keepalive + N servers", 1.15)
     for all_of in WORKLOADS:
         for name in all_of.contenders:
-            if "sticky by" in name and name not in NODE:
+            if "sticky by" in name and name not in NODE and "wsgi" in all_of.interfaces:
                 yield Bar("threads", all_of.name, "cpu", name, all_of.baseline, 1.02)
                 yield Bar("threads", all_of.name, "cpu_at_rate", name, all_of.baseline, 1.02)
     for kind, workload, *limits in (
@@ -266,65 +261,10 @@ def cell(value: Any) -> str:
     return Spread(**value).text(0 if value["median"] > 1000 else 2) if isinstance(value, dict) else str(value)
 
 
-def plot(runs: Runs, metric: str, title: str, path: Path) -> None:
-    """Draw one bar for each contender, with quartiles, workload by workload."""
-    shown = [
-        (workload, ratios)
-        for workload in WORKLOADS
-        if (
-            ratios := [
-                (label(name), ratio)
-                for name in workload.contenders
-                if (ratio := runs.ratio(metric, WORKERS, workload.name, name, workload.baseline))
-            ]
-        )
-    ]
-    if not shown:
-        return
-    heights = [len(ratios) + 2 for _, ratios in shown]
-    figure, axes = pyplot.subplots(
-        len(shown), figsize=(8, 0.3 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
-    )
-    figure.suptitle(title)
-    for (workload, ratios), axis in zip(shown, axes[:, 0], strict=True):
-        names = [name for name, _ in ratios]
-        medians = [ratio.median for _, ratio in ratios]
-        errors = [[ratio.median - ratio.low for _, ratio in ratios], [ratio.high - ratio.median for _, ratio in ratios]]
-        colors = ["tab:green" if "sticky by" in name and "(Node)" not in name else "tab:gray" for name in names]
-        drawn = axis.barh(names, medians, xerr=errors, color=colors)
-        axis.bar_label(drawn, [f" {median:.2f}" for median in medians])
-        axis.margins(x=0.1)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set_title(f"{workload.name}: ratio to {workload.baseline}", fontsize="medium", loc="left")
-    save(figure, path)
-
-
-def plot_workers(runs: Runs, path: Path) -> None:
-    """Draw how the CPU ratios depend on the number of workers."""
-    counts = runs.workers()
-    shown = [workload for workload in WORKLOADS if runs.of(counts[0], workload.name, workload.baseline)]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(11, 5), squeeze=False, layout="constrained")
-    for workload, axis in zip(shown, axes[0], strict=True):
-        for name in workload.contenders:
-            ratios = [runs.ratio("cpu", count, workload.name, name, workload.baseline) for count in counts]
-            if all(ratios):
-                style = "-o" if name in STICKY else "--o"
-                axis.plot(counts, [ratio.median for ratio in ratios if ratio], style, label=label(name))
-        axis.set_xticks(counts)
-        axis.set_xlabel("workers")
-        axis.set_title(f"{workload.name}: CPU, ratio to {workload.baseline}", fontsize="medium")
-        axis.legend(fontsize="small")
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
 def by_kind(results: dict[str, Any]) -> dict[str, Runs]:
-    return {kind: Runs(results["runs"], kind) for kind in dict.fromkeys(run["kind"] for run in results["runs"])}
+    """Return the runs of each kind that has some."""
+    kinds = dict.fromkeys(run["kind"] for run in results["runs"] if not run["errors"])
+    return {kind: Runs(results["runs"], kind) for kind in kinds}
 
 
 def show(results: dict[str, Any]) -> None:
@@ -334,24 +274,16 @@ def show(results: dict[str, Any]) -> None:
     print("\n".join([*lines, "Broken:", *troubles(results["broken"])]))
 
 
-def write(results: dict[str, Any], output: Path) -> None:
-    """Write benchmarks.md, and benchmarks/ with figures and plots, and print what matters most."""
-    mpl.rcParams["svg.hashsalt"] = "gunicorn_sticky"
-    mpl.rcParams["svg.fonttype"] = "none"
-    folder = output / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = by_kind(results)
-    judged = results["bars"] = list(judge(results))
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plots = []
-    for kind, found in runs.items():
-        plots += [(f"{kind}-cpu", f"{kind}: CPU per request"), (f"{kind}-p99", f"{kind}: p99 latency")]
-        plot(found, "cpu", f"{kind}: CPU seconds per request, {WORKERS} workers", folder / f"{kind}-cpu.svg")
-        plot(found, "p99", f"{kind}: p99 latency, {WORKERS} workers", folder / f"{kind}-p99.svg")
-        if len(found.workers()) > 1:
-            plots.append((f"{kind}-workers", f"{kind}: CPU per request by number of workers"))
-            plot_workers(found, folder / f"{kind}-workers.svg")
+def write(results: dict[str, Any], plots: dict[str, str], output: Path) -> None:
+    """Write benchmarks.md, and the figures beside its plots, and print what matters most.
 
+    Args:
+        results: all that was measured
+        plots: titles of the plots in the folder "benchmarks", by the names of their files
+        output: the folder
+    """
+    judged = results["bars"] = list(judge(results))
+    (output / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     machine = results["machine"]
     lines = [
         f"{results['date']}, {results['rounds']} rounds, seed {results['seed']}, on {machine['cpu']}, "
@@ -360,8 +292,8 @@ def write(results: dict[str, Any], output: Path) -> None:
         "### Bars\n",
         *bars_table(judged),
         "",
-        *(f"![{title}](benchmarks/{name}.svg)\n" for name, title in plots),
-        *(line for kind, found in runs.items() for line in tables(found, kind)),
+        *(f"![{title}](benchmarks/{name})\n" for name, title in plots.items()),
+        *(line for kind, found in by_kind(results).items() for line in tables(found, kind)),
         "### Memory and start-up\n",
         *footprint_table(results["footprint"]),
         "",

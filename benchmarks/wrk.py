@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def build(folder: Path) -> Path:
 
 
 def load(
-    library: Path, ports: Sequence[int], seconds: int, keep_alive: bool, offset: int, keys: Sequence[str] = ()
+    library: Path, ports: Sequence[int], seconds: float, keep_alive: bool, offset: int, keys: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return how many requests were answered, in how many seconds, and what went wrong.
 
@@ -37,7 +38,7 @@ def load(
         keys: what requests have as X-Forwarded-For, as long as an address: the first connection's have the first two in
             turn, the second one's the next two; by default their own addresses
     """
-    command = ["wrk", "-t", str(THREADS), "-c", str(CONNECTIONS), "-d", f"{seconds}s", "-s", str(HERE / "wrk.lua")]
+    command = ["wrk", "-t", str(THREADS), "-c", str(CONNECTIONS), "-d", "1m", "-s", str(HERE / "wrk.lua")]
     command += ["-H", f"X-Forwarded-For: {PLACEHOLDER}"]
     if not keep_alive:
         command += ["-H", "Connection: close"]
@@ -46,5 +47,10 @@ def load(
     env["SOURCE_PORTS"] = ",".join(map(str, ports))
     if keys:
         env["SOURCE_KEYS"] = ",".join(keys)
-    output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:  # only whole seconds can be asked for
+            process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)[0]
     return dict(json.loads(output.splitlines()[-1]))
