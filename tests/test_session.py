@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import http.client
 import json
 import os
@@ -58,9 +59,16 @@ def use(server: Server, session: str, how: str = "query") -> dict[str, Any]:
 
 def wait_for_heartbeat(pid: int) -> None:
     """Wait until a worker has shown that it is alive, by the time of a file of which only the descriptor is left."""
-    [file] = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "/wgunicorn-" in os.readlink(file)]
-    before = file.stat().st_mtime
-    wait_for(lambda: file.stat().st_mtime != before, "a heartbeat")
+
+    def beat() -> float:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since
+                if "/wgunicorn-" in os.readlink(file):
+                    return file.stat().st_mtime
+        raise AssertionError("no heartbeat's file")
+
+    before = beat()
+    wait_for(lambda: beat() != before, "a heartbeat")
 
 
 def test_a_session_stays_with_the_worker_that_minted_it():
