@@ -45,6 +45,8 @@ ROOT = HERE.parent
 SHARE = 0.2
 #: Seconds of a run with as many requests as possible. Many short runs tell more than a few long ones.
 SECONDS = 1.0
+#: Clients at once, of those that are not wrk's.
+CLIENTS = 64
 #: Seconds that a contender may take to boot.
 PATIENCE = 20.0
 
@@ -58,6 +60,8 @@ class Bench:
         self.rounds: int = options.rounds
         self.random = random.Random(options.seed)
         self.seconds = SECONDS / 2 if self.quick else SECONDS
+        # All of them begin a session, which they end.
+        self.clients = CLIENTS // 2 if self.quick else CLIENTS
         self.rate_seconds = WARM_UP + (0.3 if self.quick else 0.8)
         self.library = wrk.build(folder)
         self.runs: list[dict[str, Any]] = []
@@ -121,7 +125,7 @@ class Bench:
     def saturate(self, workload: Workload, contender: Contender, offset: int) -> dict[str, Any]:
         if workload.does in ("new", "keep-alive"):
             return wrk.load(self.library, contender.ports, self.seconds, workload.does == "keep-alive", offset)
-        return self.client(workload, contender, self.seconds, offset=offset)
+        return self.client(workload, contender, self.seconds, clients=self.clients, offset=offset)
 
     def measure(self, workload: Workload, contender: Contender, about: dict[str, Any], rate: float) -> None:
         run = about | {"workload": workload.name, "contender": contender.name}

@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] = ()) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")
     parser.add_argument("--rounds", type=int, default=40, help="at least 5")
     options = parser.parse_args(arguments)
-    rounds = min(options.rounds, 10) if options.quick else options.rounds
+    rounds = min(options.rounds, 6) if options.quick else options.rounds
     counts, silences = ((64,), (10_000,)) if options.quick else ((1, 2, 8, 16, 32, 64), (100, 1_000, 10_000))
 
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
