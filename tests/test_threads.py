@@ -178,6 +178,18 @@ def test_there_are_as_many_threads_as_are_needed():
     pool.shutdown()
 
 
+def test_what_has_been_cancelled_is_not_begun_and_what_runs_cannot_be():
+    pool, release, started = DaemonPool(1), threading.Event(), threading.Event()
+    running = pool.submit(lambda: (started.set(), release.wait(PATIENCE))[1])
+    waiting = pool.submit(release.clear)
+    assert started.wait(PATIENCE)
+    assert (running.cancel(), waiting.cancel()) == (False, True)
+    release.set()
+    assert running.result(PATIENCE) is True
+    assert pool.submit(release.is_set).result(PATIENCE)  # by the same thread, which goes on
+    pool.shutdown()
+
+
 def test_deadlines_are_met_in_their_order():
     overdue: list[str] = []
     deadlines = Deadlines[str](10.0, overdue.append)

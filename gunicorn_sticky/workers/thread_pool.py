@@ -35,6 +35,8 @@ class DaemonPool(Executor):
         future: Future[Any] = Future()
 
         def task() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
