@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import websocket
 from support.connections import Connection
 from support.harness import PATIENCE, Server, addresses, request, wait_for
 from support.kinds import KINDS, Kind
@@ -280,6 +281,19 @@ def test_what_takes_longer_than_the_graceful_timeout_is_cut_off(kind: Kind):
             wait_for(lambda: pid not in server.alive("worker"), "the old worker's end", 10)
         assert server.who()["pid"] != pid
         assert "WORKER TIMEOUT" not in server.log
+
+
+def test_websockets_keep_no_worker_beyond_the_graceful_timeout(kind: Kind):
+    """Not even for as long as some servers wait for clients to say goodbye."""
+    with Server(*kind.args, "-w", "1", "--graceful-timeout", "1", kind.app("busy")) as server, ExitStack() as stack:
+        for _ in range(8):
+            client = websocket.create_connection(f"ws://127.0.0.1:{server.port}/socket", timeout=PATIENCE)
+            stack.callback(client.shutdown)
+            client.send("?")
+            pid = json.loads(client.recv())["pid"]
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("Slot 0: ready", count=2)
+        wait_for(lambda: pid not in server.alive("worker"), "the old worker's end", 5)
 
 
 def cut_off(server: Server) -> None:

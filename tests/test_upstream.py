@@ -458,6 +458,7 @@ CASES: dict[str, Check] = {
     "gunicorn.workers.gasgi.ASGIWorker._shutdown": uses(
         "servers", "close", "wait_closed", "nr_conns", "graceful_timeout"
     ),
+    "gunicorn.workers.gasgi.ASGIWorker._cleanup": all_of(takes("self"), uses("cancel", "_quick_shutdown", "wait_for")),
     "gunicorn.workers.gasgi.ASGIWorker.handle_exit_signal": takes("self"),
     "gunicorn.workers.gasgi.ASGIWorker.handle_quit_signal": all_of(takes("self"), stores("_quick_shutdown")),
     "gunicorn.asgi.protocol.ASGIProtocol.__init__": all_of(

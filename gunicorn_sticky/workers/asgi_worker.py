@@ -183,6 +183,12 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
         super().notify()
         self._quick_shutdown |= self.is_orphan()
 
+    def _cleanup(self) -> None:
+        # Gunicorn's tasks get a second to end. A WebSocket would have five, to wait for a goodbye that nobody reads any
+        # more, and so would all who wait for this worker's end.
+        self._quick_shutdown = True
+        super()._cleanup()
+
     def _new_protocol(self, served: Served) -> Any:
         return _Protocol(self, served)
 

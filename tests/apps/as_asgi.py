@@ -1,4 +1,7 @@
-"""The applications of this folder, which are written for WSGI, as ASGI applications: ``as_asgi:whoami``."""
+"""The applications of this folder, which are written for WSGI, as ASGI applications: ``as_asgi:whoami``.
+
+WebSockets are what a module has as `web_socket`.
+"""
 
 import asyncio
 import importlib
@@ -15,15 +18,18 @@ threads = DaemonPool(100)
 def __getattr__(name):
     if name.startswith("_"):
         raise AttributeError(name)
-    return as_asgi(importlib.import_module(name).app)
+    module = importlib.import_module(name)
+    return as_asgi(module.app, getattr(module, "web_socket", None))
 
 
-def as_asgi(wsgi):
+def as_asgi(wsgi, web_socket):
     """Return an ASGI application that runs a WSGI application in threads."""
 
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
             return await live(receive, send)
+        if scope["type"] == "websocket":
+            return await web_socket(scope, receive, send)
         assert scope["type"] == "http"
         body, more = io.BytesIO(), True
         while more:

@@ -104,3 +104,12 @@ def echo(environ, answer):
             socket.send(answer)
     except simple_websocket.ConnectionClosed:
         pass
+
+
+async def web_socket(scope, receive, send):
+    """Do the same as an ASGI application."""
+    answer = json.dumps({"pid": os.getpid(), "slot": scope["extensions"]["gunicorn_sticky"]["slot"]})
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": answer})
