@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.harness import Server, wait_for
+from support.kinds import Kind, one_each
 from support.under_load import (
     Load,
     Record,
@@ -22,6 +23,8 @@ from support.under_load import (
     assert_nothing,
     busy_server,
     check_ends,
+    each_fault,
+    kinds,
     percentile,
     summary,
     times,
@@ -30,7 +33,7 @@ from support.under_load import (
 
 pytestmark = pytest.mark.load
 
-ALL = pytest.mark.parametrize("by", ["ip", "header", "session"])
+ALL = ("ip", "header", "session")
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ def was_inside(record: Record, kill: Kill, is_for_it: bool) -> bool:
     return is_for_it and record.start <= kill.stopped
 
 
-@ALL
-def test_a_killed_worker_takes_with_it_what_it_was_serving_and_nothing_else(by: str):
-    with busy_server(by, 4) as server:
+@each_fault(0, *ALL)
+def test_a_killed_worker_takes_with_it_what_it_was_serving_and_nothing_else(kind: Kind, by: str):
+    with busy_server(by, 4, kind=kind) as server:
         kills = []
         with under_load(server, by) as load:
             for round_ in range(times(2, 50)):
@@ -101,11 +104,12 @@ def test_a_killed_worker_takes_with_it_what_it_was_serving_and_nothing_else(by: 
         assert_nobody_moved(load)
 
 
-def test_a_worker_that_cannot_be_imported_any_more_stops_the_server():
+@each_fault(2, "ip")
+def test_a_worker_that_cannot_be_imported_any_more_stops_the_server(kind: Kind, by: str):
     """As Gunicorn does: a failure to boot is no crash."""
-    with busy_server("ip", 2, "--graceful-timeout", "2") as server:
+    with busy_server(by, 2, "--graceful-timeout", "2", kind=kind) as server:
         processes = [*server.booted("worker"), *server.booted("dispatcher")]
-        load = Load(server, "ip")
+        load = Load(server, by)
         try:
             load.wait_for_answers(0.0, 300)
             (server.folder / "broken").write_text("1")
@@ -120,10 +124,11 @@ def test_a_worker_that_cannot_be_imported_any_more_stops_the_server():
         assert "Worker failed to boot" in server.log
 
 
-def test_a_slot_whose_workers_crash_is_answered_503_and_recovers():
+@each_fault(1, "ip")
+def test_a_slot_whose_workers_crash_is_answered_503_and_recovers(kind: Kind, by: str):
     timeout = 3.0
-    with busy_server("ip", 3, "--timeout", "3") as server:
-        with under_load(server, workers=3, waits=timeout) as load:
+    with busy_server(by, 3, "--timeout", "3", kind=kind) as server:
+        with under_load(server, by, workers=3, waits=timeout) as load:
             slot = 1
             (server.folder / "crash").write_text(str(slot))
             crash = kill(load, load.worker(slot), slot)
@@ -145,11 +150,11 @@ def stand_still(server: Server, client: str, path: str) -> None:
         ask(server, client, path)
 
 
-@pytest.mark.parametrize("how", ["block", "spin"])
-def test_a_worker_that_stands_still_makes_nobody_else_wait(how: str):
+@pytest.mark.parametrize(("kind", "how"), one_each([("block",), ("spin",)], [("stop",)], kinds(0)))
+def test_a_worker_that_stands_still_makes_nobody_else_wait(kind: Kind, how: str):
     timeout = 4.0  # so long may the boot of its replacement take as well
     wanted, delays = times(1, 5), []
-    with busy_server("ip", 4, "--timeout", "4") as server, under_load(server, waits=timeout + 2) as load:
+    with busy_server("ip", 4, "--timeout", "4", kind=kind) as server, under_load(server, waits=timeout + 2) as load:
         # What else the machine does makes some rounds slower, and none faster.
         for round_ in range(wanted + 4):
             slot = round_ % 4
@@ -159,6 +164,8 @@ def test_a_worker_that_stands_still_makes_nobody_else_wait(how: str):
             quiet = time.monotonic()
             load.wait_for_answers(quiet, 300)
             start = time.monotonic()
+            if how == "stop":  # which neither threads nor coroutines do by themselves
+                os.kill(victim, signal.SIGSTOP)
             thread = threading.Thread(target=stand_still, args=(server, client, f"/{how}?seconds=20"))
             thread.start()
             server.wait_for_log("WORKER TIMEOUT", count=round_ + 1)
@@ -183,9 +190,9 @@ def test_a_worker_that_stands_still_makes_nobody_else_wait(how: str):
 # --- the dispatcher ---
 
 
-@ALL
-def test_a_killed_dispatcher_takes_with_it_what_it_was_looking_at_and_nothing_else(by: str):
-    with busy_server(by, 4) as server:
+@each_fault(4, *ALL)
+def test_a_killed_dispatcher_takes_with_it_what_it_was_looking_at_and_nothing_else(kind: Kind, by: str):
+    with busy_server(by, 4, kind=kind) as server:
         kills = []
         with under_load(server, by) as load:
             for round_ in range(times(2, 50)):
@@ -221,10 +228,11 @@ def test_a_killed_dispatcher_takes_with_it_what_it_was_looking_at_and_nothing_el
 # --- the arbiter ---
 
 
-def test_everything_ends_with_a_killed_arbiter():
-    with busy_server("ip", 4) as server:
+@each_fault(0, "ip")
+def test_everything_ends_with_a_killed_arbiter(kind: Kind, by: str):
+    with busy_server(by, 4, kind=kind) as server:
         processes = [*server.booted("worker"), *server.booted("dispatcher")]
-        load = Load(server, "ip")
+        load = Load(server, by)
         try:
             load.wait_for_answers(0.0, 300)
             port, processes = server.port, [*server.alive("worker"), *server.alive("dispatcher")]

@@ -180,8 +180,12 @@ def test_there_are_as_many_threads_as_are_needed():
 
 def test_what_has_been_cancelled_is_not_begun_and_what_runs_cannot_be():
     pool, release, started = DaemonPool(1), threading.Event(), threading.Event()
-    running = pool.submit(lambda: (started.set(), release.wait(PATIENCE))[1])
-    waiting = pool.submit(release.clear)
+
+    def run() -> bool:
+        started.set()
+        return release.wait(PATIENCE)
+
+    running, waiting = pool.submit(run), pool.submit(release.clear)
     assert started.wait(PATIENCE)
     assert (running.cancel(), waiting.cancel()) == (False, True)
     release.set()

@@ -77,6 +77,8 @@ class Connection:
         self.last: tuple[int | None, int | None] = (None, None)
         self.kept = False
         self.opened = time.monotonic()
+        #: What has arrived of the next frame of a WebSocket.
+        self.frame = b""
 
     async def open(self, port: int) -> None:
         self.socket.bind((self.source, 0))
@@ -135,6 +137,19 @@ class Connection:
         closes = headers.get("connection", "").lower() == "close"
         cookie = headers.get("set-cookie", "").partition(";")[0] or None
         return Answer(int(lines[0].split()[1]), closes, who, float(headers.get("retry-after", -1)), cookie)
+
+    async def message(self) -> bytes:
+        """Return the next message of a WebSocket, of less than 126 bytes, and answer pings meanwhile (RFC 6455)."""
+        while True:
+            while len(self.frame) < 2 or len(self.frame) < 2 + self.frame[1]:
+                self.frame += await self.read_until(bool)
+            end = 2 + self.frame[1]
+            frame, self.frame = self.frame[:end], self.frame[end:]
+            if frame[0] == 0x81:
+                return frame[2:]
+            if frame[0] != 0x89:
+                raise Failed("closed")
+            await self.send(b"\x8a%c\0\0\0\0%s" % (0x80 | frame[1], frame[2:]))
 
     def close(self) -> None:
         self.socket.close()
@@ -332,7 +347,7 @@ class Load:
                 try:
                     if kept:
                         with contextlib.suppress(asyncio.TimeoutError):  # nothing comes unless it ends
-                            await asyncio.wait_for(connection.read_until(lambda _: False), PING)
+                            await asyncio.wait_for(connection.message(), PING)
                     who = await asyncio.wait_for(self.exchange(client, connection, kept), PATIENCE)
                 except Failed as error:
                     outcome = str(error)
@@ -374,11 +389,7 @@ class Load:
             if status != 101:
                 raise Failed(str(status))
         await connection.send(b"\x81\x81\0\0\0\0?")  # one masked byte of text
-        # The answer is shorter than 126 bytes.
-        frame = await connection.read_until(lambda data: len(data) >= 2 and len(data) >= 2 + data[1])
-        if frame[0] != 0x81:
-            raise Failed("closed")
-        return dict(json.loads(frame[2 : 2 + frame[1]]))
+        return dict(json.loads(await connection.message()))
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -51,7 +51,7 @@ class Kind:
 
 KINDS = (
     Kind("gevent", "GeventStickyWorker", "gevent", "wsgi"),
-    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "40"), room="--threads"),
+    Kind("threads", "ThreadStickyWorker", "gthread", "wsgi", ("--threads", "100"), room="--threads"),
     *([Kind("asgi", "ASGIStickyWorker", "asgi", "asgi")] if version_info >= (27, 0, 1) else []),
     Kind(
         "uvicorn",
@@ -70,8 +70,10 @@ def each_kind(kinds: Sequence[Kind] = KINDS) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("kind", kinds, ids=str)
 
 
-def one_each(cases: Sequence[tuple[Any, ...]], few: Sequence[tuple[Any, ...]]) -> list[Any]:
+def one_each(
+    cases: Sequence[tuple[Any, ...]], few: Sequence[tuple[Any, ...]], kinds: Sequence[Kind] = KINDS
+) -> list[Any]:
     """Return all cases with the first kind, and few with each other, for `pytest.mark.parametrize`."""
-    first, *others = KINDS
+    first, *others = kinds
     pairs = [*((first, case) for case in cases), *((kind, case) for kind in others for case in few)]
     return [pytest.param(kind, *case, id="-".join(map(str, [kind, *case]))) for kind, case in pairs]

@@ -16,7 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from support.harness import STICKY, TESTS, Server, addresses, request, wait_for
+import pytest
+
+from support.harness import TESTS, Server, addresses, request, wait_for
+from support.kinds import KINDS, Kind, one_each
 
 FAULTS = int(os.environ.get("STICKY_FAULTS", "1"))
 #: Requests a second that a promise is made for, and those that are sent.
@@ -36,6 +39,29 @@ BY = {
 
 class MachineTooBusy(Exception):
     """Nothing can be said of the server: the load itself could not run as it should."""
+
+
+def kinds(turn: int) -> Sequence[Kind]:
+    """Return the kinds that a fault is tested with: the first and another one, or in the full form all.
+
+    Args:
+        turn: which other kind: another number for each test
+    """
+    return KINDS if FAULTS > 1 else (KINDS[0], KINDS[1 + turn % (len(KINDS) - 1)])
+
+
+def each_fault(turn: int, *cases: str) -> pytest.MarkDecorator:
+    """Run a test of a fault, which gets `kind` and `by`, for each case with the first kind, and for one with others.
+
+    In the full form, it runs for each case with each kind.
+
+    Args:
+        turn: see `kinds`; it also says which case
+        cases: the values of `by`
+    """
+    every = [(case,) for case in cases]
+    few = every if FAULTS > 1 else [every[turn // 3 % len(every)]]
+    return pytest.mark.parametrize(("kind", "by"), one_each(every, few, kinds(turn)))
 
 
 def times(short: int, full: int) -> int:
@@ -174,9 +200,10 @@ class Load:
             self._process.stdin.close()
 
 
-def busy_server(by: str, workers: int, *options: str, **kwargs: Any) -> Server:
+def busy_server(by: str, workers: int, *options: str, kind: Kind = KINDS[0], **kwargs: Any) -> Server:
     """Start tests/apps/busy.py."""
-    return Server(*STICKY, *BY[by], "-w", str(workers), "--keep-alive", "5", *options, "busy:app", **kwargs)
+    args = (*kind.args, *BY[by], "-w", str(workers), "--keep-alive", "5", *options)
+    return Server(*args, kind.app("busy"), **kwargs)
 
 
 def ask(server: Server, client: str, path: str = "/", **kwargs: Any) -> dict[str, Any]:
