@@ -283,6 +283,31 @@ def test_what_takes_longer_than_the_graceful_timeout_is_cut_off(kind: Kind):
         assert "WORKER TIMEOUT" not in server.log
 
 
+@pytest.mark.parametrize("why", ["reload", "max_requests"])
+def test_what_was_to_stay_open_does_when_its_worker_drains_before_the_end_of_the_response(kind: Kind, why: str):
+    """Its client may have sent the next request already."""
+    options = ("--max-requests", "3") if why == "max_requests" else ()
+    with Server(*kind.args, "-w", "1", "--keep-alive", "30", *options, kind.app("busy")) as server:
+        client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        client.request("GET", "/events?seconds=3")
+        response = client.getresponse()
+        assert client.sock
+        address = client.sock.getsockname()
+        if why == "reload":
+            server.send_signal(signal.SIGHUP)
+        else:
+            server.get()
+            server.get()
+        server.wait_for_log("Slot 0: ready", count=2)
+        new = server.booted("worker")[-1]
+        wait_for(lambda: json.loads(server.get().body)["pid"] == new, "the successor")
+        assert response.read().endswith(b"}\n\n")
+        client.request("GET", "/")
+        assert json.loads(client.getresponse().read())["pid"] == new
+        assert client.sock.getsockname() == address
+        client.close()
+
+
 def test_websockets_keep_no_worker_beyond_the_graceful_timeout(kind: Kind):
     """Not even for as long as some servers wait for clients to say goodbye."""
     with Server(*kind.args, "-w", "1", "--graceful-timeout", "1", kind.app("busy")) as server, ExitStack() as stack:

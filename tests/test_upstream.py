@@ -465,6 +465,7 @@ CASES: dict[str, Check] = {
         takes("self", "worker"),
         stores(
             "app",
+            "worker",
             "cfg",
             "_closed",
             "_task",
@@ -489,9 +490,10 @@ CASES: dict[str, Check] = {
     "gunicorn.asgi.protocol.ASGIProtocol._on_headers_complete": all_of(takes("self"), stores("_current_request")),
     "gunicorn.asgi.protocol.ASGIProtocol._on_message_complete": takes("self"),
     "gunicorn.asgi.protocol.ASGIProtocol._handle_connection": uses(
-        "_closed", "_request_ready", "reset", "_close_transport"
+        "_closed", "_request_ready", "reset", "_close_transport", "worker", "alive", "nr", "max_requests"
     ),
     "gunicorn.asgi.protocol.ASGIProtocol._start_http1": takes("self", "buffered"),
+    "gunicorn.asgi.protocol.ASGIProtocol._will_close": takes("self", "request", "response_requires_close"),
     "gunicorn.asgi.protocol.ASGIProtocol._is_websocket_upgrade": takes("self", "request"),
     "gunicorn.asgi.protocol.ASGIProtocol._effective_peername": takes("self", "peername"),
     "gunicorn.asgi.protocol.ASGIProtocol._cancel_keepalive_timer": takes("self"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import Any
 
 from gunicorn import __version__, version_info
@@ -15,8 +16,9 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.http2.negotiation import prior_knowledge_allowed
 from gunicorn.workers.gasgi import ASGIWorker
 
-from .asyncio_protocol import THROUGH, StickyProtocol, Worker
+from .asyncio_protocol import THROUGH, StickyProtocol
 from .asyncio_worker import AsyncioStickyWorker
+from .core import StickyWorker
 from .served import Served
 
 
@@ -36,17 +38,27 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     """Gunicorn's protocol with the gate before it."""
 
     cfg: Any
+    worker: Any
+    _sticky_worker: ASGIStickyWorker
     _request_ready: Any
 
-    def __init__(self, worker: Worker, served: Served, /) -> None:
+    def __init__(self, worker: ASGIStickyWorker, served: Served, /) -> None:
         super().__init__(worker, served, worker=worker)
         self.app = worker.application(served)
+        if self._stage is not THROUGH:
+            self.worker = worker.lasting
+        #: Whether the worker drained already when the request came, so that its response says that it closes.
+        self._is_last = False
 
     def connection_made(self, transport: Any) -> None:
         """Begin (`asyncio.BaseProtocol.connection_made`)."""
         if self.cfg.protocol == "uwsgi" or prior_knowledge_allowed(self.cfg, self._served.info.address):
-            self._stage = THROUGH
+            self._pass()
         super().connection_made(transport)
+
+    def _pass(self) -> None:
+        """Let what follows pass the gate."""
+        self._stage, self.worker = THROUGH, self._sticky_worker
 
     def _setup_callback_parser(self) -> None:
         cfg = self.cfg
@@ -76,8 +88,13 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
             self._served.proxy = getattr(self._callback_parser, "proxy_protocol_info", None)
         request = self._current_request
         if self._h2c_upgrade_settings is not None or (request.may_upgrade() and self._is_websocket_upgrade(request)):
-            self._stage = THROUGH
+            self._pass()
+        elif self._stage is not THROUGH:
+            self._is_last = not self._sticky_worker.count_request()
         return result
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        return self._is_last or bool(super()._will_close(request, response_requires_close))
 
     def _on_message_complete(self) -> None:
         super()._on_message_complete()
@@ -160,6 +177,9 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
     """
 
     async def _serve(self) -> None:
+        #: This worker, as protocols see it.
+        self.lasting = object.__new__(_Lasting)
+        self.lasting.__dict__ = self.__dict__
         ASGIProtocol._check_h1c_protocol_available()  # keeps what it finds in the class that it is called on
         if self._seat:
             self.sockets = [_Listener()]
@@ -200,3 +220,16 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
         """End at once on SIGQUIT and SIGINT (`gunicorn.workers.gasgi.ASGIWorker.handle_quit_signal`)."""
         self._is_told = True
         super().handle_quit_signal()
+
+
+class _Lasting(ASGIStickyWorker):
+    """A worker as protocols behind the gate see it: one that goes on.
+
+    Gunicorn's protocol looks at the end of a response whether its worker does, and if not closes a connection that was
+    to stay open. But its client may have sent the next request already, and the gate can hand that over.
+    """
+
+    alive = property(lambda self: True, StickyWorker.alive.fset)  # type: ignore[attr-defined]
+    #: `count_request` counts, when a request begins.
+    nr = property(lambda self: 0, lambda self, value: None)
+    max_requests = property(lambda self: sys.maxsize)

@@ -184,6 +184,14 @@ class AsyncioStickyWorker(StickyWorker):
         self.load.requested(served)
         return True
 
+    def count_request(self) -> bool:
+        """Count a request for `max_requests`, as Gunicorn's own workers do, and tell whether this worker goes on."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        return self.alive
+
     def disconnected(self, served: Served) -> None:
         """A connection has ended."""
         if self._protocols.pop(served, None) is None:

@@ -105,11 +105,7 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
 
     def _begin_request(self, served: Served) -> bool:
         super()._begin_request(served)
-        self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
-            self.log.info("Autorestarting worker after current request.")
-            self.alive = False
-        return self.alive
+        return self.count_request()
 
     def _new_protocol(self, served: Served) -> Any:
         return self._protocol_class(self, served, **self._arguments)
