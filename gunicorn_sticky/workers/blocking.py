@@ -1,6 +1,7 @@
-"""What kinds have in common that stay with a connection, by blocking calls, until it ends.
+"""A worker that stays with a connection, by blocking calls, until it ends: only the gevent kind does so.
 
-Where a kind is gevent's, `time` is gevent's as well, so that only a greenlet waits.
+There, `time` and sockets are gevent's, so that only a greenlet waits. This is apart from the adapter because it takes
+nothing of gevent's own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .wsgi_worker import WSGIStickyWorker
 
 
 class BlockingStickyWorker(WSGIStickyWorker):
-    """The base of such kinds: they call `_handle` for each connection that they have taken."""
+    """The base of such a kind: it calls `_handle` for each connection that it has taken."""
 
     def _handle(self, client: Any, info: Any) -> None:
         """Serve one connection."""

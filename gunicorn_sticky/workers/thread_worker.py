@@ -7,35 +7,28 @@ hands them over; refuses; and lingers. So neither who sends half a head nor who 
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable
 from selectors import EVENT_READ
 from typing import TYPE_CHECKING, Any
 
-from gunicorn import util
-from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import ThreadWorker
 
 from ..broadcast import thread_driver
 from ..shared import current, logs
-from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
+from ..shared.refusals import Refusal, is_silent
 from ..shared.unpatched import socketpair
-from . import limits
 from .connection import Listener
-from .drain import POLL, Intake
-from .gate import NEED_MORE, SERVE, HandOver, LaterHead
-from .inbox import Inbox, family
-from .load import Load
-from .served import Served
+from .drain import POLL
+from .inbox import family
 from .thread_connection import Deadlines, ThreadConnection
+from .thread_inbox import ThreadInbox
+from .thread_load import ThreadLoad
 from .thread_pool import DaemonPool
+from .thread_waiting import WaitingConnections
 from .wsgi_worker import WSGIStickyWorker
 
 if TYPE_CHECKING:
@@ -43,40 +36,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two signs of life.
 SIGN = 0.5
-#: Seconds that a new connection may be silent, beside Gunicorn's `keepalive`, as in Gunicorn.
-SILENCE = 5.0
 #: Seconds to wait if there are no descriptors left.
 NO_FILES = 0.1
-
-
-class ThreadLoad(Load):
-    """What a worker is busy with, counted by several threads."""
-
-    def __init__(self, seat: Seat, by_session: bool) -> None:
-        #: Also held by who forks: a child has no use for a lock that another thread holds.
-        self.lock = threading.Lock()
-        super().__init__(seat, by_session)
-
-    def requested(self, served: Served) -> None:
-        """The head of a request has been parsed."""
-        with self.lock:
-            super().requested(served)
-
-    def minted(self) -> None:
-        """A session id has been made."""
-        with self.lock:
-            super().minted()
-
-    def _change(self, difference: int) -> None:
-        with self.lock:
-            super()._change(difference)
-
-
-class ThreadInbox(Inbox):
-    """An inbox, and what the loop has to do with it."""
-
-    intake: Intake
-    is_watched = False
 
 
 class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
@@ -108,24 +69,10 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         super()._begin(seat)
         current.cluster = seat.cluster, thread_driver.messages, self.log
         cfg = self.cfg
-        #: Whether later requests can be handed over.
-        self._has_gate = not cfg.is_ssl
-        self._silent = Deadlines[ThreadConnection](SILENCE + cfg.keepalive, self._drop)
+        self._waiting = WaitingConnections(self, self._served, seat.returns)
         self._held = Deadlines[ThreadConnection](cfg.sticky_sync_timeout, self._refuse_held)
-        self._heads = Deadlines[ThreadConnection](cfg.sticky_header_timeout, self._refuse_slow)
-        self._slow = Deadlines[ThreadConnection](limits.SLOW, self._watch_head)
-        self._lingering = Deadlines[ThreadConnection](LINGER, self._close)
-        self._returning = Deadlines[functools.partial[None]](limits.RETRY, lambda again: again())
         self._no_files = Deadlines[ThreadInbox](NO_FILES, lambda _: self._watch_inboxes())
-        self._waiting: tuple[Deadlines[Any], ...] = (
-            self._silent,
-            self._held,
-            self._heads,
-            self._slow,
-            self._lingering,
-            self._returning,
-            self._no_files,
-        )
+        self._deadlines: tuple[Deadlines[Any], ...] = (*self._waiting.deadlines, self._held, self._no_files)
 
     def run(self) -> None:
         """Serve (`gunicorn.workers.gthread.ThreadWorker.run`)."""
@@ -179,10 +126,10 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             return
         if self._stays_for:
             timeout = min(timeout, POLL)
-        end = min([time.monotonic() + timeout, *(first for waiting in self._waiting if (first := waiting.first()))])
+        end = min([time.monotonic() + timeout, *(first for waiting in self._deadlines if (first := waiting.first()))])
         super().wait_for_and_dispatch_events(max(end - time.monotonic(), 0))
         now = time.monotonic()
-        for waiting in self._waiting:
+        for waiting in self._deadlines:
             waiting.expire(now)
         if self._drains:
             self._drain()
@@ -215,23 +162,6 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
                     inbox.intake.took_all()
                     break
         self._watch_inboxes()
-
-    def _watch(self, conn: ThreadConnection, react: Callable[[ThreadConnection], None]) -> None:
-        """Let something be done when there is something to be read, or the client has gone."""
-
-        def readable(client: Any) -> None:
-            self.poller.unregister(client)
-            react(conn)
-
-        try:
-            conn.sock.setblocking(False)
-            self.poller.register(conn.sock, EVENT_READ, readable)
-        except (OSError, ValueError):  # closed
-            self._drop(conn)
-
-    def _unwatch(self, conn: ThreadConnection) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self.poller.unregister(conn.sock)
 
     # --- its inboxes ---
 
@@ -276,23 +206,14 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         self.nr_conns += 1
         self.load.connected(conn)
         if not info.unread and is_silent(fd):
-            self._silent.add(conn)
-            self._watch(conn, self._hear)
+            self._waiting.listen(conn)
         else:
-            self._serve(conn)
+            self.serve(conn)
         return True
 
     # --- its connections ---
 
-    def _hear(self, conn: ThreadConnection) -> None:
-        """The first bytes of a connection have come, or its end."""
-        self._silent.discard(conn)
-        if is_silent(conn.sock.fileno()):
-            self._drop(conn)
-        else:
-            self._serve(conn)
-
-    def _serve(self, conn: ThreadConnection) -> None:
+    def serve(self, conn: ThreadConnection) -> None:
         """Let a thread serve the next request."""
         if not conn.busy:
             self.load.goes_on(conn)
@@ -321,8 +242,8 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             if conn.is_admitted or conn.is_gone:
                 return
             conn.refusal = self._not_released()
-        self._refuse(conn, conn.refusal)
-        self._drop(conn)
+        self._waiting.refuse(conn, conn.refusal)
+        self._waiting.drop(conn)
 
     def handle(self, conn: Any) -> Any:
         """Serve a request, in a thread."""
@@ -347,11 +268,11 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if not fs.cancelled() and fs.exception() is None and fs.result():
             self.load.waits(conn)
             if conn.parser.unreader.buf.getvalue():
-                self._look(conn)
+                self._waiting.look(conn)
                 self._watch_inboxes()
                 return
         elif conn.refusal:
-            self._refuse(conn, conn.refusal)
+            self._waiting.refuse(conn, conn.refusal)
         super().finish_request(conn, fs)
         self._watch_inboxes()
 
@@ -362,140 +283,12 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             return
         self.poller.unregister(client)
         self.keepalived_conns.remove(conn)
-        self._look(conn)
-
-    def _look(self, conn: ThreadConnection) -> None:
-        """Look at what has come of the next request, and go on only if it is this worker's."""
-        if not self._has_gate or not isinstance(conn.parser, RequestParser):
-            self._serve(conn)
-            return
-        try:
-            self._decide(conn)
-        except Exception:  # which would end the loop, and the worker
-            self.log.exception("Error reading a request")
-            self._drop(conn)
-
-    def _decide(self, conn: ThreadConnection) -> None:
-        try:
-            data = conn.parser.unreader.read()
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
-        if data == b"":
-            self._drop(conn)
-            return
-        head = conn.head or LaterHead(self.gate, conn)
-        decision = head.feed(data) if data else NEED_MORE
-        if decision is NEED_MORE:
-            self._wait_for_head(conn, head)
-            return
-        self._heads.discard(conn)
-        conn.head, conn.looks = None, 0
-        if decision is SERVE:
-            conn.parser.unreader.unread(bytes(head.data))
-            self._serve(conn)
-        elif isinstance(decision, HandOver):
-            self.explain(conn, decision)
-            self._hand_over(conn, decision, bytes(head.data), time.monotonic() + limits.HAND_OVER)
-        elif isinstance(decision, Refusal):
-            self._refuse(conn, decision)
-            self._drop(conn)
-
-    def _wait_for_head(self, conn: ThreadConnection, head: LaterHead) -> None:
-        """Look again when more has arrived; after some looks, ten times a second only."""
-        if conn.head is None:
-            conn.head = head
-            self._heads.add(conn)
-        conn.looks += 1
-        if conn.looks < limits.LOOKS:
-            self._watch_head(conn)
-        else:
-            self._slow.add(conn)
-
-    def _watch_head(self, conn: ThreadConnection) -> None:
-        self._watch(conn, self._look)
-
-    def _refuse_slow(self, conn: ThreadConnection) -> None:
-        assert conn.head
-        if conn.head.data:
-            self._refuse(conn, conn.head.expire(self.cfg.sticky_header_timeout))
-        self._drop(conn)
-
-    def _hand_over(self, conn: ThreadConnection, decision: HandOver, head: bytes, deadline: float) -> None:
-        """Give the connection back for routing; in a moment, if the channel is full."""
-        assert self._seat
-        info = conn.info._replace(key=decision.key, unread=head, proxy=conn.proxy)
-        if self._seat.returns.send(conn.sock.fileno(), info) is None:
-            self.load.handed_over()
-        elif time.monotonic() < deadline:
-            self._returning.add(functools.partial(self._hand_over, conn, decision, head, deadline))
-            return
-        else:
-            self._refuse(conn, FULL_DISPATCHER)
-        self._drop(conn)
-
-    def _refuse(self, conn: ThreadConnection, refusal: Refusal) -> None:
-        """Answer in the place of the application; closing it is the caller's."""
-        self.note_refusal(conn, refusal)
-        with contextlib.suppress(OSError):
-            conn.sock.setblocking(False)
-            conn.sock.send(refusal.response())
-            conn.lingers = True
-
-    # --- their end ---
-
-    def _drop(self, conn: ThreadConnection) -> None:
-        """Close a connection that no thread has, and that is neither idle nor lingering."""
-        if not conn.is_gone:
-            self.nr_conns -= 1
-            conn.close()
+        self._waiting.look(conn)
 
     def let_go(self, conn: ThreadConnection, graceful: bool) -> None:
         """Close a connection so that what was answered arrives, if that is asked for; do not wait for it here."""
-        conn.is_gone = True
-        self._unwatch(conn)
-        for deadlines in (self._silent, self._held, self._heads, self._slow):
-            deadlines.discard(conn)
-        self.load.disconnected(conn)
-        if graceful or conn.lingers:
-            self._linger(conn)
-        else:
-            self._forget(conn)
-
-    def _linger(self, conn: ThreadConnection) -> None:
-        try:
-            conn.sock.shutdown(socket.SHUT_WR)
-            conn.sock.setblocking(False)
-            self.poller.register(conn.sock, EVENT_READ, functools.partial(self._discard, conn))
-        except (OSError, ValueError):  # the client has gone
-            self._forget(conn)
-            return
-        self.nr_conns += 1
-        self._lingering.add(conn)
-
-    def _discard(self, conn: ThreadConnection, client: Any) -> None:
-        try:
-            if client.recv(65536):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._lingering.discard(conn)
-        self._close(conn)
-
-    def _close(self, conn: ThreadConnection) -> None:
-        """Close a connection that has lingered."""
-        self._unwatch(conn)
-        self.nr_conns -= 1
-        self._forget(conn)
-
-    def _forget(self, conn: ThreadConnection) -> None:
-        # Without shutdown(), which would reach whoever it has been handed over to.
-        for client in (conn.sock, conn.client_socket):
-            self._served.pop(client, None)
-            util.close(client)
+        self._held.discard(conn)
+        self._waiting.let_go(conn, graceful)
 
     # --- its children ---
 
