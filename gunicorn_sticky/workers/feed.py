@@ -74,10 +74,6 @@ class Feed:
         self._held, self._at = b"", 0
         return data
 
-    def begin(self) -> None:
-        """Expect a head."""
-        self._part, self._line = _HEAD, b""
-
     def expect(self, length: int | None) -> None:
         """Expect a body, after a head.
 
