@@ -16,7 +16,7 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.http2.negotiation import prior_knowledge_allowed
 from gunicorn.workers.gasgi import ASGIWorker
 
-from .asyncio_protocol import THROUGH, StickyProtocol
+from .asyncio_protocol import ANSWERING, RECEIVING, THROUGH, StickyProtocol
 from .asyncio_worker import AsyncioStickyWorker
 from .core import StickyWorker
 from .served import Served
@@ -98,7 +98,8 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
 
     def _on_message_complete(self) -> None:
         super()._on_message_complete()
-        self._message_is_complete()
+        if self._stage is RECEIVING:
+            self._stage = ANSWERING
 
     def _start_http1(self, buffered: bytes = b"") -> None:
         super()._start_http1(buffered)

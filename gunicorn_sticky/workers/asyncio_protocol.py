@@ -69,8 +69,8 @@ class Worker(Protocol):
 class StickyProtocol(asyncio.Protocol):
     """The base of sticky protocols, to stand in front of a server's class of them.
 
-    An adapter overrides `_parse`, `_has_begun`, `_body_length`, `_has_more` and `_stop_idle_timer`, and calls
-    `_message_is_complete` and `_response_is_complete`.
+    An adapter overrides `_parse`, `_has_begun`, `_body_length`, `_has_more` and `_stop_idle_timer`. It goes from
+    RECEIVING to ANSWERING when the parser has seen the end of a message, and calls `_response_is_complete`.
 
     Args:
         worker: whose connection this is
@@ -85,6 +85,8 @@ class StickyProtocol(asyncio.Protocol):
         self._served = served
         self._gate = worker.gate
         self._load = worker.load
+        #: Whether anybody wants to know which connections are busy.
+        self._is_counted = worker.load.by_session
         self._stage = THROUGH if worker.cfg.is_ssl else RECEIVING
         #: What has arrived and is not the parser's yet; None as long as heads without a body come one by one.
         self._feed: Feed | None = None
@@ -110,9 +112,7 @@ class StickyProtocol(asyncio.Protocol):
         stage = self._stage
         if stage is BETWEEN:
             if self._head is None and self._gate.stays(self._served, data):
-                self._stage = RECEIVING
-                self._load.goes_on(self._served)
-                self._receive(data)
+                self._serve(data)
             else:
                 self._look(data)
         elif stage is RECEIVING:
@@ -157,11 +157,6 @@ class StickyProtocol(asyncio.Protocol):
 
     # --- what an adapter calls ---
 
-    def _message_is_complete(self) -> None:
-        """The parser has seen the end of a message."""
-        if self._stage is RECEIVING:
-            self._stage = ANSWERING
-
     def _response_is_complete(self) -> None:
         """A message has been answered, maybe before its end."""
         if self._stage is ANSWERING:
@@ -179,24 +174,42 @@ class StickyProtocol(asyncio.Protocol):
 
     # --- messages ---
 
+    def _serve(self, data: bytes | bytearray) -> None:
+        """Let a later request be served here, whose first bytes these are."""
+        self._stage = RECEIVING
+        if self._is_counted:
+            self._load.goes_on(self._served)
+        if data.find(END) == len(data) - len(END):
+            self._parse(data)  # a head and nothing else, as most requests are
+            self._settle()
+        else:
+            self._receive(data)
+
     def _receive(self, data: bytes | bytearray) -> None:
         """Give the parser what it may see of what has arrived."""
         feed = self._feed
-        if feed is None and data.find(END) == len(data) - len(END):
-            self._parse(data)  # a head and nothing else, as most requests are
-            if self._stage is RECEIVING and self._has_begun():
-                self._has_head, self._feed = True, Feed()
-                self._feed.expect(self._body_length())
-        else:
-            if feed is None:
-                feed = self._feed = Feed()
-            feed.push(data)
-            while len(feed) and self._stage is RECEIVING:
-                self._parse(feed.pull())
-                if not self._has_head and self._stage is RECEIVING and self._has_begun():
-                    self._has_head = True
-                    feed.expect(self._body_length())
-        if self._stage is ANSWERING:
+        if feed is None:
+            feed = self._feed = Feed()
+        feed.push(data)
+        while len(feed) and self._stage is RECEIVING:
+            self._parse(feed.pull())
+            if self._stage is RECEIVING:
+                self._expect_body()
+        self._settle()
+
+    def _expect_body(self) -> None:
+        """Note how long the body is, as soon as the parser has found that in the head."""
+        if not self._has_head and self._has_begun():
+            self._has_head = True
+            if self._feed is None:
+                self._feed = Feed()
+            self._feed.expect(self._body_length())
+
+    def _settle(self) -> None:
+        """Act on what the parser has found."""
+        if self._stage is RECEIVING:
+            self._expect_body()
+        elif self._stage is ANSWERING:
             if self._has_more():
                 self._sticky_worker.log.warning("Closing a connection: where its request ends is not clear")
                 self.transport.abort()
@@ -207,7 +220,8 @@ class StickyProtocol(asyncio.Protocol):
         """A message has been received and answered."""
         self._stage = BETWEEN
         self._has_head = self._is_answered = False
-        self._load.waits(self._served)
+        if self._is_counted:
+            self._load.waits(self._served)
         if self._feed is not None:
             held, self._feed = self._feed.take(), None
             self._read(True)
@@ -224,9 +238,7 @@ class StickyProtocol(asyncio.Protocol):
         self._head = None
         self._set_timer(None)
         if decision is SERVE:
-            self._stage = RECEIVING
-            self._load.goes_on(self._served)
-            self._receive(head.data)
+            self._serve(head.data)
         elif isinstance(decision, HandOver):
             self._sticky_worker.explain(self._served, decision)
             self._hand_over(decision, bytes(head.data))

@@ -21,7 +21,7 @@ class Load:
         self._seat = seat
         self._metrics = seat.metrics
         self._requests = seat.metrics.requests
-        self._by_session = by_session
+        self.by_session = by_session
         #: Connections with a request under way.
         self._active = 0
         #: How many sessions had been minted when last looked at.
@@ -33,33 +33,33 @@ class Load:
         """A connection has come, with its first request."""
         self._metrics.connections.inc()
         (self._metrics.taken_over if served.info.unread else self._metrics.dispatched).inc()
-        if self._by_session:
+        if self.by_session:
             self._change(1)
 
     def disconnected(self, served: Served) -> None:
         """A connection has gone."""
         self.last_served = time.monotonic()
         self._metrics.connections.dec()
-        if served.busy and self._by_session:
+        if served.busy and self.by_session:
             self._change(-1)
 
     def waits(self, served: Served) -> None:
         """A connection has been answered, and waits for its next request."""
         served.busy = False
-        if self._by_session:
+        if self.by_session:
             self._change(-1)
 
     def goes_on(self, served: Served) -> None:
         """The next request of a connection is to be served here."""
         served.busy = True
-        if self._by_session:
+        if self.by_session:
             self._change(1)
 
     def requested(self, served: Served) -> None:
         """The head of a request has been parsed."""
         requests = self._requests
         requests.value = requests.cell[0] = requests.value + 1  # requests.inc(), without a call
-        if self._by_session and served.key != self._seat.owner:
+        if self.by_session and served.key != self._seat.owner:
             self._seat.board.give(self._seat.number, REQUEST)
 
     def minted(self) -> None:

@@ -14,7 +14,7 @@ try:
 except ImportError:
     HttpToolsProtocol = None  # type: ignore[assignment, misc]
 
-from .asyncio_protocol import RECEIVING, StickyProtocol, Worker
+from .asyncio_protocol import ANSWERING, RECEIVING, StickyProtocol, Worker
 from .served import Served
 
 
@@ -68,7 +68,7 @@ class _ByH11(_UvicornProtocol):
         super().handle_events()  # type: ignore[misc]
         has_head = self._stage is RECEIVING and (self._has_head or self._has_begun())
         if has_head and self.conn.their_state is not SEND_BODY:
-            self._message_is_complete()
+            self._stage = ANSWERING
 
     def _has_more(self) -> bool:
         return bool(self.conn.trailing_data[0])
@@ -84,7 +84,8 @@ class _ByHttpTools(_UvicornProtocol):
     def on_message_complete(self) -> None:
         """A request has ended (`httptools.HttpRequestParser`)."""
         super().on_message_complete()  # type: ignore[misc]
-        self._message_is_complete()
+        if self._stage is RECEIVING:
+            self._stage = ANSWERING
 
 
 class _WebSocket(asyncio.Protocol):

@@ -104,7 +104,7 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
         self._open()
 
     def _begin_request(self, served: Served) -> bool:
-        super()._begin_request(served)
+        self.load.requested(served)
         return self.count_request()
 
     def _new_protocol(self, served: Served) -> Any:
