@@ -22,7 +22,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import AF_UNIX, IPPROTO_TCP, SOCK_STREAM, TCP_DEFER_ACCEPT
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..routing.key import IP, peer_key
 from ..shared.board import RUNNING, Board
 from ..shared.channel import Channel, ConnectionInfo
 from ..shared.limited_log import LimitedLog
+from ..shared.lookout import Lookout
 from ..shared.metrics import Counter, DispatcherRow
 from ..shared.refusals import FULL_WORKER, NO_WORKER, Refusal
 from ..shared.unpatched import BareSocket, sleep
@@ -92,6 +93,8 @@ class Plan:
 class _Listener:
     socket: BareSocket
     name: Any
+    #: For another connection after the first one.
+    lookout: Lookout = field(default_factory=Lookout)
 
 
 class Dispatcher:
@@ -273,16 +276,21 @@ class Dispatcher:
             return  # since a moment ago
         family = listener.socket.family
         prefix, metrics = self.plan.affinity.ipv6_prefix, self._metrics
-        for _ in range(ACCEPT_BATCH):
+        for number in range(ACCEPT_BATCH):
+            if number and not listener.lookout.pays():
+                return
             try:
                 fd, address = listener.socket._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
+                listener.lookout.found(False)
                 return
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
+            if number:
+                listener.lookout.found(True)
             metrics.accepted.inc()
             if self._reader.needs_bytes(address):
                 self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), listener.name, address)

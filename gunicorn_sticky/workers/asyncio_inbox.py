@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..shared.lookout import Lookout
 from .drain import Intake
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Inbox:
         self._is_full = is_full
         self._connect = connect
         self._loop = asyncio.get_running_loop()
+        self._lookout = Lookout()
         self._is_closed = False
         self._is_watched = False
 
@@ -47,7 +49,7 @@ class Inbox:
         """Take connections as they come, unless this is closed."""
         if not self._is_watched and not self._is_closed:
             self._is_watched = True
-            self._loop.add_reader(self._channel.fileno(), self._take)
+            self._loop.add_reader(self._channel.fileno(), self._take_some)
 
     def _stop(self) -> None:
         if self._is_watched:
@@ -67,23 +69,41 @@ class Inbox:
         """Look once more, and tell whether a worker that drains has to stay for this inbox."""
         if not self._intake.goes_on(time.monotonic()):
             return False
-        if self._intake.is_last_call and self._take():
+        if self._intake.is_last_call and self._take_all():
             self._intake.took_all()
         return True
 
-    def _take(self) -> bool:
-        """Take some, and return whether none is left."""
+    def _take_some(self) -> None:
+        """Take what has come, as far as it pays to look for more."""
+        for number in range(BATCH):
+            if number and not self._lookout.pays():
+                return
+            taken = self._take()
+            if number and taken is not None:
+                self._lookout.found(taken)
+            if not taken:
+                return
+
+    def _take_all(self) -> bool:
+        """Take a batch, and return whether none is left."""
         for _ in range(BATCH):
-            if not self._intake.may_take() or self._is_full():
-                self._stop()
-                return False
-            try:
-                received = self._channel.receive()
-            except OSError:  # no descriptors left
-                self._stop()
-                self._loop.call_later(AGAIN, self.start)
-                return False
-            if received is None:
-                return True
-            self._connect(*received)
+            taken = self._take()
+            if not taken:
+                return taken is False
         return False
+
+    def _take(self) -> bool | None:
+        """Take a connection, and return whether there was one, or None if none may be taken now."""
+        if not self._intake.may_take() or self._is_full():
+            self._stop()
+            return None
+        try:
+            received = self._channel.receive()
+        except OSError:  # no descriptors left
+            self._stop()
+            self._loop.call_later(AGAIN, self.start)
+            return None
+        if received is None:
+            return False
+        self._connect(*received)
+        return True
