@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.harness import STICKY, Server, wait_for
 
+from gunicorn_sticky.dispatcher import balancing
 from gunicorn_sticky.dispatcher.balancing import Channels, SessionRoute
 from gunicorn_sticky.routing.affinity import Affinity
 from gunicorn_sticky.shared import board as boards
@@ -38,17 +39,39 @@ def worst(where: Sequence[Any], workers: int) -> float:
 # --- the decision ---
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(balancing, "time", clock)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancing, "LOOK", 0.0)
+
+
 class Workers:
     """Workers that have answered before the next request comes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, balance: str = "least-connections") -> None:
         self.board = Board()
         self.board.slots = self.board.count = count
-        channels = [SimpleNamespace(queued=lambda: 0) for _ in range(count)]
+        #: How often the load of a slot has been looked at.
+        self.looks = 0
+        channels = [SimpleNamespace(queued=self._queued) for _ in range(count)]
         self._route = SessionRoute(
             Channels(channels, [], [], channels[0]),  # type: ignore[arg-type]
             bytes(16),
-            Affinity(by="session"),
+            Affinity(by="session", balance=balance),
             self.board,
             self.board.other(),
         )
@@ -56,13 +79,16 @@ class Workers:
         for slot in range(count):
             self.boot(slot)
 
+    def _queued(self) -> int:
+        self.looks += 1
+        return 0
+
     def boot(self, slot: int, seat: int = 0, age: int = 1) -> None:
         self.board.take(slot * SEATS + seat, 1 + slot, age)
         self.board.activate(slot, slot * SEATS + seat)
 
     def serve(self, kind: str = "page") -> int:
         """Return the slot that has got a request; that is for a page, or begins a session."""
-        self._route.look_again()
         slot = self._slots[id(self._route.channel("127.0.0.1"))]
         self.board.give(self.board.active_seat(slot), REQUEST + SESSION * (kind == "session"))
         return slot
@@ -118,6 +144,38 @@ def test_a_busy_worker_gets_nothing():
     workers = Workers(4)
     workers.board.set_busy(workers.board.active_seat(1), 20)
     assert {workers.serve() for _ in range(RUN)} == {0, 2, 3}
+
+
+@pytest.mark.parametrize("slots", [2, 64, 1024])
+def test_looking_at_loads_takes_no_longer_with_more_slots(slots: int, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(balancing, "LOOK", 0.001)
+    workers = Workers(slots)
+    for _ in range(RUN * 10):
+        workers.serve()
+        clock.now += 0.002
+    assert workers.looks <= clock.now / balancing.LOOK + slots
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_between_two_looks_sessions_are_spread(count: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(balancing, "LOOK", 3600.0)
+    workers = Workers(count)
+    workers.serve()
+    workers.board.set_busy(workers.board.active_seat(1), 20)  # nobody looks
+    assert worst([workers.serve() for _ in range(2 * RUN)], count) <= MOST
+    assert workers.looks == count
+
+
+@pytest.mark.parametrize("balance", ["least-connections", "round-robin"])
+def test_a_worker_that_ends_gets_nothing_from_then_on(balance: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(balancing, "LOOK", 3600.0)
+    workers = Workers(4, balance)
+    assert {workers.serve() for _ in range(4)} == {0, 1, 2, 3}
+    workers.board.close(workers.board.active_seat(2))
+    assert {workers.serve() for _ in range(RUN)} == {0, 1, 3}
+    for slot in (0, 1, 3):
+        workers.board.close(workers.board.active_seat(slot))
+    assert {workers.serve() for _ in range(RUN)} == {0, 1, 2, 3}
 
 
 def test_garbage_in_shared_memory_ends_nobody():

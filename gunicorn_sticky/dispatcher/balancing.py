@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from ..routing.hashing import Slots
 from ..routing.key import Key
 from ..shared.board import REQUEST, Board
 from ..shared.channel import Channel
+
+#: Seconds between two looks at the loads of all slots, for each of them. So looking takes the same share of the time,
+#: however many slots there are; and below 5 000 new sessions a second, a slot gets no more than one meanwhile.
+LOOK = 0.0002
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,9 @@ class SessionRoute:
         }[affinity.balance]
         self._last = -1
         #: Heap of the slots that take new sessions, each with its load and its turn.
-        self._loads: list[tuple[int, int, int]] | None = None
+        self._loads: list[tuple[int, int, int]] = []
+        #: When to look at the loads again.
+        self._look_at = 0.0
 
     def channel(self, key: Key) -> Channel:
         """Return where a connection with this key goes: the owner's number, or a new client's address."""
@@ -100,27 +107,29 @@ class SessionRoute:
             return self._channels.returns  # new sessions are the other master's, and it may know the way to others
         return self._channels.slots[self._choose(key)]
 
-    def look_again(self) -> None:
-        """Balance by what the workers say now; until then, by that and what has been sent to them."""
-        self._loads = None
-
-    def _in_turn(self) -> list[int]:
-        """Return the slots that take new sessions, beginning after the one chosen last."""
+    def _turn(self) -> Iterator[int]:
+        """Return all slots, beginning after the one chosen last."""
         count = len(self._channels.slots)
-        turn = [(self._last + 1 + n) % count for n in range(count)]
-        return [slot for slot in turn if self._board.is_open(slot)] or turn
+        return (slot % count for slot in range(self._last + 1, self._last + 1 + count))
 
     def _next(self, key: Key) -> int:
-        self._last = self._in_turn()[0]
+        self._last = next(filter(self._board.is_open, self._turn()), next(self._turn()))
         return self._last
 
     def _least(self, key: Key) -> int:
-        if self._loads is None:
-            # In order of loads, and of turns; a list that is sorted is a heap.
-            self._loads = sorted((self._load(slot), turn, slot) for turn, slot in enumerate(self._in_turn()))
+        now = time.monotonic()
+        if now >= self._look_at or not self._board.is_open(self._loads[0][2]):
+            self._look_at = now + LOOK * len(self._channels.slots)
+            self._look()
         load, turn, self._last = self._loads[0]
         heapq.heapreplace(self._loads, (load + REQUEST, turn + len(self._loads), self._last))
         return self._last
+
+    def _look(self) -> None:
+        """Balance by what the workers say now; until the next look, by that and what has been sent to them."""
+        slots = list(filter(self._board.is_open, self._turn())) or self._turn()
+        # In order of loads, and of turns; a list that is sorted is a heap.
+        self._loads = sorted((self._load(slot), turn, slot) for turn, slot in enumerate(slots))
 
     def _load(self, slot: int) -> int:
         """Return how busy a slot's worker is, or will be when it has taken what waits for it."""

@@ -165,8 +165,6 @@ class Dispatcher:
                 self._turn(not self._accepting)
             self._events.wait(self._patience())
             now = time.monotonic()
-            if isinstance(self._route, SessionRoute):
-                self._route.look_again()
             if now - ticked >= TICK:
                 self.heartbeat()
                 self._measure()
