@@ -26,7 +26,7 @@ from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.status import command as monitor
 from gunicorn_sticky.status import terminal as table
 from gunicorn_sticky.status.snapshot import Server as Status
-from gunicorn_sticky.status.snapshot import _opened, find
+from gunicorn_sticky.status.snapshot import _memory, _opened, find
 
 pytestmark = pytest.mark.features
 
@@ -278,6 +278,32 @@ def test_another_users_processes_do_not_count(quiet: Server):
         assert run("--user", "nobody")[0] == 2
         assert not list(find(pid))  # its memory is root's, and it is not
     assert run("--user", "nobody at all")[1].endswith("argument --user: there is no such user\n")
+
+
+@shared
+def test_how_many_connections_workers_have_does_not_matter(quiet: Server, monkeypatch: pytest.MonkeyPatch):
+    readlink = os.readlink
+
+    def looked_at() -> list[int]:
+        found = []
+        for pid in quiet.alive("worker"):
+            links: list[Any] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "readlink", lambda path, links=links: [links.append(path), readlink(path)][1])
+                assert len(_memory(Path("/proc", str(pid)))) == 2
+            found.append(len(links))
+        return found
+
+    before = looked_at()
+    with ExitStack() as stack:
+        for client in CLIENTS:
+            connection = http.client.HTTPConnection("127.0.0.1", quiet.port, source_address=(client, 0))
+            stack.callback(connection.close)
+            connection.request("GET", "/")
+            connection.getresponse().read()
+        workers = [worker for slot in status(quiet)["slots"] for worker in slot["workers"]]
+        assert sum(worker["connections"] for worker in workers) == len(CLIENTS)
+        assert looked_at() == before
 
 
 def test_a_fifo_that_is_called_as_our_memory_is(tmp_path):

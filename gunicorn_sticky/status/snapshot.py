@@ -190,14 +190,9 @@ def find(master: int | None = None, user: int | None = None) -> Iterator[Server]
     for folder in [_PROC / str(master)] if master else sorted(_PROC.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             owner = _owner(folder)
-            links = list((folder / "fd").iterdir()) if user in (None, owner) else []
+            memory = _memory(folder) if user in (None, owner) else {}
         except OSError:
             continue  # gone, or another user's
-        memory: dict[str, Path] = {}
-        for link in links:
-            with contextlib.suppress(OSError):  # closed since
-                name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
-                memory.setdefault(name, link)
         try:
             with _opened(memory[tables.NAME], owner, tables.SIZE) as shared:
                 metrics = Metrics(shared)
@@ -208,6 +203,23 @@ def find(master: int | None = None, user: int | None = None) -> Iterator[Server]
                     yield Server(metrics, Board(shared, half, mmap.ACCESS_READ))
         except (OSError, KeyError):
             continue  # gone, or none of ours
+
+
+def _memory(folder: Path) -> dict[str, Path]:
+    """Return the descriptors, in /proc, of what has our memory's names.
+
+    Descriptors come in order, and the memory is older than any connection: a worker's need not be looked at.
+    """
+    found: dict[str, Path] = {}
+    with os.scandir(folder / "fd") as links:
+        for link in links:
+            with contextlib.suppress(OSError):  # closed since
+                name = os.readlink(link.path).removeprefix("/memfd:").removesuffix(" (deleted)")
+                if name in (tables.NAME, boards.NAME):
+                    found.setdefault(name, Path(link.path))
+            if len(found) == 2:
+                break
+    return found
 
 
 def _owner(folder: Path) -> int:
