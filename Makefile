@@ -47,8 +47,8 @@ find_python = for python in python$(1) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(
 	! $$python -c 'import ensurepip' 2>/dev/null || break; \
 done
 
-.PHONY: test frameworks coverage lint check demo docs bench bench-quick bench-broadcast soak handovers fuzz fuzz-quick faults build \
-	matrix clean programs venv
+.PHONY: test frameworks coverage lint check demo docs bench bench-quick bench-broadcast bench-scaling soak handovers \
+	fuzz fuzz-quick faults build matrix clean programs venv
 
 test: programs $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not load and not frameworks"
@@ -104,6 +104,10 @@ bench-quick: $(BENCH_READY)
 # Whether broadcasts between workers are as fast as promised, and faster than through Redis.
 bench-broadcast: $(BENCH_READY)
 	$(BIN)/python benchmarks/broadcast.py $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# What grows with workers and open WebSockets: about two minutes for each kind of worker.
+bench-scaling: $(BENCH_READY)
+	$(BIN)/python benchmarks/scaling.py $(if $(KIND),--kind $(KIND))
 
 # Ends with a line such as "soak: 1800 s, 383 000 requests, 319 faults injected, lost beyond promise: 0".
 soak: programs $(READY)

@@ -1,278 +1,270 @@
-"""What docs/scaling.md reckons with: what clients that stay cost workers and HAProxy, and a publication costs Redis.
+"""How much of what we add grows with a machine's workers and open WebSockets: dispatcher, master, and status.
 
-Clients are WebSockets of Socket.IO, spread over the workers of one Gunicorn by session. They answer heartbeats, and
-hear broadcasts, which each worker makes for its own clients: so their figures are the same with any client manager.
+Sessions begin at a rate, and a tenth of their requests make the connection change hands (see scaling_client.py), while
+no WebSocket is open, and then more and more of them, spread over all workers and silent: what they do themselves is
+measured by socketio_clients.py. All this also with fewer workers, without WebSockets. With threads there is a tenth of
+the WebSockets, as each of them has threads of its own.
 
-    python scaling.py [--clients N] [--rounds N]
+    python benchmarks/scaling.py [--quick] [--kind KINDS] [--workers NUMBERS] [--sockets NUMBERS] [--rate N]
+
+Of each step is told what was reached, and what it took; µs, ms and MB are those of CPU time and memory (PSS):
+
+- session: the workers' µs for its two requests and its connection
+- dispatcher: its µs for a connection; a tenth of all requests bring it one back, and that counts in these µs
+- master: its ms in each second
+- reading: the ms to read metrics and board; with /metrics and `gunicorn-sticky status`, those of all that it takes
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import json
+import os
 import resource
-import select
-import signal
-import socket
+import statistics
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import socketio
-from compare import machine, output_of, versions
-from contender import HAPROXY, HERE, cpu_seconds, kib_in, memory
-from report import Spread
-from support.harness import STICKY, Server, descriptors, wait_for
-from support.proxies import reserved_port
+from compare import machine, versions
+from contender import HERE, NICE, cpu_seconds, kib_in, memory
+from kind import KINDS, Kind, some
+from support.harness import BIN, Server, descriptors, request, wait_for
 
-WORKERS = 2
-PING_INTERVAL = 5
-#: Seconds to count heartbeats in.
-CALM = 2 * PING_INTERVAL
-#: Bytes, and number, of broadcasts that follow each other at once, and of those that come alone.
-SIZE, BURST, ALONE = 200, 20, 10
-#: Redis: connections that listen, and publications.
-SUBSCRIBERS, PUBLICATIONS = 400, 1000
+from gunicorn_sticky.status import snapshot
+from gunicorn_sticky.status.snapshot import READY
 
-
-def masked(text: bytes) -> bytes:
-    """Return a frame of a client, with a mask of zeros (RFC 6455)."""
-    return bytes([0x81, 0x80 | len(text)]) + bytes(4) + text
-
-
-class Client:
-    """A WebSocket that has joined the default namespace."""
-
-    def __init__(self, port: int) -> None:
-        self.heard = self.beats = 0
-        self._data = b""
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
-        self.socket.sendall(
-            b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-        )
-        while b"\r\n\r\n" not in self._data:
-            self._data += self.socket.recv(65536)
-        assert self._data.startswith(b"HTTP/1.1 101"), self._data
-        self._data = self._data.partition(b"\r\n\r\n")[2]
-        self.socket.sendall(masked(b"40"))
-        self.joined = False
-        while not self.joined:
-            self.read()
-
-    def read(self) -> None:
-        """Take what has come, and answer heartbeats."""
-        data = self.socket.recv(65536)
-        assert data, "closed"
-        self._data += data
-        while len(self._data) >= 2:
-            start, size = 2, self._data[1]
-            if size == 126:
-                start, size = 4, int.from_bytes(self._data[2:4], "big")
-            if len(self._data) < start + size:
-                return
-            packet, self._data = self._data[start : start + size], self._data[start + size :]
-            if packet == b"2":
-                self.beats += 1
-                self.socket.sendall(masked(b"3"))
-            elif packet.startswith(b"42"):
-                self.heard += 1
-            elif packet.startswith(b"40"):
-                self.joined = True
+#: A process opens no more WebSockets than these, so that the limit of open files is not theirs.
+HERD = 5000
+#: Readings of the status that each figure is the median of.
+READINGS = 9
+#: Seconds that workers may take to boot, or WebSockets to open.
+PATIENCE = 200.0
+#: Of the machine's memory, what has to be available.
+SPARE = 0.4
+#: By how many times fewer WebSockets there are with threads.
+FEWER = 10
+#: By kind, options of its own, and what is served if that is not ASGI.
+OPTIONS = {"threads": ("--threads", "60"), "uvicorn": ("-k", "scaling_worker.QuietUvicornWorker")}
+APPS = {"gevent": "wsgi('gevent')", "threads": "wsgi('threading')"}
 
 
-class Clients:
-    def __init__(self) -> None:
-        self.all: list[Client] = []
-        self._epoll = select.epoll()
-        self._by_fd: dict[int, Client] = {}
+@dataclass
+class Figures:
+    """What is told of a step."""
 
-    def add(self, port: int, number: int) -> None:
-        for _ in range(number):
-            client = Client(port)
-            self.all.append(client)
-            self._by_fd[client.socket.fileno()] = client
-            self._epoll.register(client.socket, select.EPOLLIN)
-
-    def serve(self, until: Callable[[], bool], patience: float = 30) -> None:
-        deadline = time.monotonic() + patience
-        while not until():
-            assert time.monotonic() < deadline
-            for fd, _ in self._epoll.poll(0.01):
-                self._by_fd[fd].read()
-
-    def serve_for(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        self.serve(lambda: time.monotonic() >= end)
-
-    def broadcast(self, speakers: list[Client], count: int) -> None:
-        """Let the workers of some clients broadcast, and wait until all clients have heard that."""
-        wanted = sum(client.heard for client in self.all) + count * len(self.all)
-        for client in speakers:
-            client.socket.sendall(masked(b'42["broadcast",%d,%d]' % (count, SIZE)))
-        self.serve(lambda: sum(client.heard for client in self.all) >= wanted)
-
-    def close(self) -> None:
-        for client in self.all:
-            client.socket.close()
+    workers: int
+    sockets: int
+    sessions_per_s: float
+    #: Milliseconds.
+    p50: float
+    p99: float
+    #: Percent of requests.
+    handed_over: float
+    session: float
+    dispatcher: float
+    dispatcher_mb: float
+    dispatcher_files: int
+    master: float
+    reading: float
+    metrics: float
+    command: float
+    #: What all workers take before sessions come, in MB.
+    workers_mb: float
+    #: What the kernel takes for each open WebSocket, of both its ends, in kB.
+    slab_mb: float
 
 
-def kernel_memory() -> int:
-    """Return the bytes of the kernel's objects, such as sockets."""
-    return kib_in(Path("/proc/meminfo"), "Slab") * 1024
+def options(kind: Kind, workers: int) -> list[str]:
+    """Return the command line."""
+    given = [*kind.args(sticky=True), *OPTIONS.get(kind.name, ()), "-w", str(workers), "--sticky-by", "session"]
+    given += "--sticky-status", "127.0.0.1:0", "--worker-connections", "10000", "--keep-alive", "75", "--timeout", "120"
+    return [*given, f"scaling_app:{APPS.get(kind.name, 'asgi()')}"]
 
 
-def measure(port: int, processes: list[int], number: int) -> dict[str, float]:
-    """Return what clients of a port cost some processes."""
+class Rig:
+    """A server, and the WebSockets that are open there."""
 
-    def files() -> int:
-        return sum(len(descriptors(pid)) for pid in processes)
+    def __init__(self, server: Server, workers: int) -> None:
+        self.server, self.workers = server, workers
+        self.sockets = 0
+        self._herds: list[subprocess.Popen[str]] = []
+        (self.status,) = wait_for(lambda: list(snapshot.find(server.pid)), "the master")
+        wait_for(self._is_ready, "all workers", PATIENCE)
+        self._page = int(server.wait_for_log(r"Status at: http://.*:(\d+)$")[1])
+        self.worker_pids = server.alive("worker")
+        self.dispatcher, self.status_server = (server.alive(kind)[-1] for kind in ("dispatcher", "status server"))
 
-    clients = Clients()
-    clients.add(port, 10 * WORKERS)  # so that all modules are loaded
-    before = [memory(processes), kernel_memory(), files(), cpu_seconds(processes)]
-    clients.add(port, number)
-    clients.serve_for(1)
-    after = [memory(processes), kernel_memory(), files(), cpu_seconds(processes)]
-    user, kernel, opened, used = [(b - a) / number for a, b in zip(before, after, strict=True)]
-    figures = {
-        "memory of a process before, MB": before[0] / len(processes) / 1e6,
-        "memory, kB a client": user / 1000,
-        "the kernel's, of all ends of all connections, kB a client": kernel / 1000,
-        "open files a client": opened,
-        "connection and handshakes, µs of CPU": used * 1e6,
-    }
+    def _is_ready(self) -> bool:
+        slots = self.status.status()["slots"]
+        return len(slots) == self.workers and all(slot["state"] == READY for slot in slots)
 
-    beats, cpu = sum(client.beats for client in clients.all), cpu_seconds(processes)
-    clients.serve_for(CALM)
-    beats = sum(client.beats for client in clients.all) - beats
-    figures["heartbeat, µs of CPU"] = (cpu_seconds(processes) - cpu) / beats * 1e6
-
-    speakers: list[Client] = []
-    while len(speakers) < WORKERS:
-        # Who has heard nothing yet is with a worker that has not spoken yet.
-        speakers.append(next(client for client in clients.all if not client.heard))
-        speakers[-1].socket.sendall(masked(b'42["broadcast",1,1]'))
-        clients.serve_for(0.5)
-    for name, rounds, count in (("alone", ALONE, 1), (f"{BURST} at once", 1, BURST)):
-        cpu, start = cpu_seconds(processes), time.monotonic()
-        for _ in range(rounds):
-            clients.broadcast(speakers, count)
-        seconds = time.monotonic() - start
-        deliveries = rounds * count * len(clients.all)
-        figures[f"delivery of broadcasts, {name}, µs of CPU"] = (cpu_seconds(processes) - cpu) / deliveries * 1e6
-        figures[f"deliveries of broadcasts, {name}, a second"] = deliveries / seconds
-    clients.close()
-    return figures
-
-
-@contextmanager
-def gunicorn(**env: str) -> Iterator[Server]:
-    options = ("--sticky-by", "session", "-w", str(WORKERS), "--worker-connections", "100000", "scaling_app:app")
-    env |= {"PYTHONPATH": str(HERE), "PING_INTERVAL": str(PING_INTERVAL)}
-    config = "def post_worker_init(worker): worker.log.info('Ready')"
-    with Server(*STICKY, *options, env=env, config=config) as server:
-        server.wait_for_log("Ready", count=WORKERS)
-        yield server
-        server.stop(signal.SIGQUIT)  # clients that stay are not waited for
-
-
-@contextmanager
-def program(*command: str) -> Iterator[int]:
-    """Run a program, and yield its pid."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-def measure_clients(number: int) -> dict[str, float]:
-    with gunicorn() as server, reserved_port() as port:
-        figures = {f"workers: {k}": v for k, v in measure(server.port, server.alive("worker"), number).items()}
-        file = server.folder / "haproxy.cfg"
-        file.write_text(HAPROXY.format(workers=1, port=port, upstream=f"server app 127.0.0.1:{server.port}"))
-        with program("haproxy", "-db", "-f", str(file)) as pid:
-            wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "HAProxy")
-            figures |= {f"HAProxy: {k}": v for k, v in measure(port, [pid], number).items()}
-    return figures
-
-
-def measure_redis() -> dict[str, float]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        program("redis-server", "--port", "0", "--unixsocket", f"{folder}/redis", "--save", "") as pid,
-    ):
-
-        def connection() -> socket.socket:
-            link = socket.socket(socket.AF_UNIX)
-            link.settimeout(30)
-            link.connect(f"{folder}/redis")
-            return link
-
-        wait_for(lambda: Path(folder, "redis").exists(), "Redis")
-        figures = measure_events(f"unix://{folder}/redis")
-        subscribers = [connection() for _ in range(SUBSCRIBERS)]
-        for subscriber in subscribers:
-            subscriber.sendall(b"SUBSCRIBE events\r\n")
-            subscriber.recv(1000)
-        publisher = connection()
-        cpu, start = cpu_seconds([pid]), time.monotonic()
-        for _ in range(PUBLICATIONS):
-            publisher.sendall(b"PUBLISH events %s\r\n" % (b"x" * SIZE))
-            for link in (publisher, *subscribers):
-                link.recv(1000)
-        seconds, used = time.monotonic() - start, cpu_seconds([pid]) - cpu
-        for link in (publisher, *subscribers):
-            link.close()
-    deliveries = PUBLICATIONS * SUBSCRIBERS
-    return figures | {
-        "Redis: publication to one subscriber, µs of CPU": used / deliveries * 1e6,
-        "Redis: such deliveries a second": deliveries / seconds,
-    }
-
-
-def measure_events(url: str) -> dict[str, float]:
-    """Return what it costs a worker to hear of events that are for none of its clients."""
-    figures = {}
-    manager = socketio.RedisManager(url, write_only=True)
-    with gunicorn(REDIS_URL=url) as server:
-        workers = server.alive("worker")
-        clients = Clients()
-        clients.add(server.port, 10 * WORKERS)
-
-        def heard_by_all() -> bool:
-            """Events come in turn: who has heard this one has heard those before it."""
-            heard = [client.heard for client in clients.all]
-            manager.emit("said", "now")
-            clients.serve_for(0.2)
-            return all(client.heard > before for client, before in zip(clients.all, heard, strict=True))
-
-        for name, pause in (("alone", 0.002), ("at once", 0.0)):
-            wait_for(heard_by_all, "all workers")
-            cpu = cpu_seconds(workers)
-            for _ in range(PUBLICATIONS):
-                manager.emit("said", "x" * SIZE, room="nobody")
-                time.sleep(pause)
-            wait_for(heard_by_all, "all workers")
-            figures[f"workers: event for clients elsewhere, {name}, µs of CPU"] = (
-                (cpu_seconds(workers) - cpu) / WORKERS / PUBLICATIONS * 1e6
+    def fill(self, sockets: int) -> None:
+        """Open WebSockets until there are so many."""
+        while self.sockets < sockets:
+            count = min(HERD, sockets - self.sockets)
+            given = json.dumps({"port": self.server.port, "count": count, "offset": self.sockets})
+            herd = subprocess.Popen(
+                [*NICE, sys.executable, str(HERE / "scaling_client.py"), "stay", given],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
-        clients.close()
-    return figures
+            self._herds.append(herd)
+            assert herd.stdout
+            assert herd.stdout.readline() == "open\n", "WebSockets could not be opened"
+            self.sockets += count
+
+    def disperse(self) -> None:
+        """End the clients of the WebSockets, which all have to be open still."""
+        still_open = [int(herd.communicate()[0]) for herd in self._herds]
+        self._herds.clear()
+        assert sum(still_open) == self.sockets, f"{sum(still_open)} of {self.sockets} WebSockets are open"
+
+    def kill(self) -> None:
+        for herd in self._herds:
+            herd.kill()
+            herd.wait()
+
+    def measure(self, rate: float, seconds: float) -> Figures:
+        """Let sessions come and go."""
+        total = kib_in(Path("/proc/meminfo"), "MemTotal")
+        assert kib_in(Path("/proc/meminfo"), "MemAvailable") > SPARE * total, "memory is short"
+        self.visit(rate, 1.0)  # so that all has been loaded
+        workers_mb, slab = memory(self.worker_pids) / 1e6, kib_in(Path("/proc/meminfo"), "Slab") / 1e3
+        before, clocks, start = self._counted(), self._clocks(), time.monotonic()
+        seen = self.visit(rate, seconds)
+        elapsed = time.monotonic() - start
+        counted = [b - a for a, b in zip(before, self._counted(), strict=True)]
+        accepted, requests, handed = counted
+        workers, dispatcher, master = (b - a for a, b in zip(clocks, self._clocks(), strict=True))
+        return Figures(
+            workers=self.workers,
+            sockets=self.sockets,
+            sessions_per_s=seen["sessions"] / seen["seconds"],
+            p50=seen["p50"] * 1e3,
+            p99=seen["p99"] * 1e3,
+            handed_over=100 * handed / requests,
+            session=workers / seen["sessions"] * 1e6,
+            dispatcher=dispatcher / accepted * 1e6,
+            dispatcher_mb=memory([self.dispatcher]) / 1e6,
+            dispatcher_files=len(descriptors(self.dispatcher)),
+            master=master / elapsed * 1e3,
+            reading=taken(self.status.status, time.process_time),
+            metrics=taken(self._get_metrics, lambda: cpu_seconds([self.status_server])),
+            command=taken(self._command, children_seconds, 3),
+            workers_mb=workers_mb,
+            slab_mb=slab,
+        )
+
+    def visit(self, rate: float, seconds: float) -> dict[str, Any]:
+        given = json.dumps({"ports": [self.server.port], "rate": rate, "seconds": seconds})
+        output = subprocess.check_output([sys.executable, str(HERE / "scaling_client.py"), "visit", given])
+        seen: dict[str, Any] = json.loads(output)
+        assert not seen["errors"], seen["errors"]
+        return seen
+
+    def _counted(self) -> tuple[int, int, int]:
+        """Return how many connections the dispatcher has accepted, of requests, and of handovers."""
+        status = self.status.status()
+        requests, handed = (sum(slot[name] for slot in status["slots"]) for name in ("requests", "handed_over"))
+        return status["dispatcher"]["accepted"], requests, handed
+
+    def _clocks(self) -> list[float]:
+        return [cpu_seconds(pids) for pids in (self.worker_pids, [self.dispatcher], [self.server.pid])]
+
+    def _get_metrics(self) -> None:
+        assert request(self._page, path="/metrics").status == 200
+
+    def _command(self) -> None:
+        command = [sys.executable, "-m", "gunicorn_sticky", "status", "--json"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment())
+
+
+def taken(read: Callable[[], object], clock: Callable[[], float], times: int = READINGS) -> float:
+    """Return the median of what a reading takes, in ms."""
+    found = []
+    for _ in range(times):
+        before = clock()
+        read()
+        found.append((clock() - before) * 1e3)
+    return statistics.median(found)
+
+
+def children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def environment() -> dict[str, str]:
+    """Return what lets a process find this directory, and the package beside it."""
+    return {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+
+
+@contextlib.contextmanager
+def rig(kind: Kind, workers: int) -> Iterator[Rig]:
+    command = [*NICE, str(BIN / "gunicorn")]
+    with Server(*options(kind, workers), command=command, env=environment()) as server:
+        found = Rig(server, workers)
+        try:
+            yield found
+        finally:
+            found.kill()
+
+
+def show(values: Sequence[object]) -> None:
+    """Print a line of a table."""
+    print(
+        "|", " | ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values), "|", flush=True
+    )
+
+
+def show_sockets(empty: Figures, full: Figures) -> None:
+    """Print what an open WebSocket takes."""
+    own, kernel = full.workers_mb - empty.workers_mb, full.slab_mb - empty.slab_mb
+    each = 1e3 / full.sockets
+    print(f"\nAn open WebSocket: {own * each:.1f} kB of a worker, {kernel * each:.1f} kB of the kernel's for both ends")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few workers and WebSockets, short runs")
+    parser.add_argument("--kind", metavar="KINDS", help="with commas between them")
+    parser.add_argument("--workers", type=numbers, help="with commas between them; WebSockets are opened with the last")
+    parser.add_argument("--sockets", type=numbers, help="with commas between them")
+    parser.add_argument("--rate", type=float, help="sessions a second")
+    parser.add_argument("--seconds", type=float, help="of each step")
+    given = parser.parse_args()
+    short, long = ([1, 2], [0, 500], 200.0, 2.0), ([2, 16, 64], [0, 5000, 10000, 20000], 1000.0, 8.0)
+    workers, sockets, rate, seconds = short if given.quick else long
+    workers, sockets = given.workers or workers, given.sockets or sockets
+    print(machine(), versions(), "rate:", given.rate or rate, flush=True)
+    for kind in some(given.kind, KINDS):
+        print(f"\n{kind.name}\n")
+        names = [field.name for field in dataclasses.fields(Figures)]
+        show(names)
+        show(["---"] * len(names))
+        for count in workers:
+            steps: list[Figures] = []
+            with rig(kind, count) as running:
+                for wanted in sockets if count == workers[-1] else [0]:
+                    running.fill(wanted // FEWER if kind.name == "threads" else wanted)
+                    steps.append(running.measure(given.rate or rate, given.seconds or seconds))
+                    show(dataclasses.astuple(steps[-1]))
+                running.disperse()
+        if steps[-1].sockets > steps[0].sockets == 0:
+            show_sockets(steps[0], steps[-1])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    found = [measure_clients(given.clients) | measure_redis() for _ in range(given.rounds)]
-    print(machine(), versions(), output_of("redis-server", "--version"))
-    for name in found[0]:
-        print(f"| {name} | {Spread.of([figures[name] for figures in found]).text()} |")
+    main()
