@@ -58,7 +58,7 @@ class BlockingStickyWorker(WSGIStickyWorker):
             StopIteration: it is not, or the request is refused, or the client has gone
         """
         data = unreader.read()
-        if not data:
+        if not data or self.gate.stays(served, data):
             unreader.unread(data)
             return
         head = LaterHead(self.gate, served)

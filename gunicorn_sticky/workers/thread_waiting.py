@@ -132,6 +132,10 @@ class WaitingConnections:
         if data == b"":
             self.drop(conn)
             return
+        if data and conn.head is None and self._worker.gate.stays(conn, data):
+            conn.parser.unreader.unread(data)
+            self._worker.serve(conn)
+            return
         head = conn.head or LaterHead(self._worker.gate, conn)
         decision = head.feed(data) if data else NEED_MORE
         if decision is NEED_MORE:
