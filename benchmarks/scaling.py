@@ -184,7 +184,9 @@ class Rig:
 
     def _command(self) -> None:
         command = [sys.executable, "-m", "gunicorn_sticky", "status", "--json"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment())
+        # The exit code is that of other servers, too.
+        shown = subprocess.run(command, check=False, stdout=subprocess.PIPE, env=os.environ | environment()).stdout
+        assert self.server.pid in {server["pid"] for server in json.loads(shown)}
 
 
 def taken(read: Callable[[], object], clock: Callable[[], float], times: int = READINGS) -> float:

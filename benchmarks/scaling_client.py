@@ -22,6 +22,8 @@ from footprint import UPGRADE
 
 #: Of all requests, those that make a connection change hands.
 SHARE = 0.1
+#: That many visit at a time. With a multiple of the number of workers, which take turns, each would meet its own again.
+CLIENTS = 61
 #: WebSockets that are opened at once.
 BATCH = 32
 #: Seconds that one may take.
@@ -30,8 +32,7 @@ PATIENCE = 60
 
 class Visits(Load):
     def __init__(self, **options: Any) -> None:
-        # With as many clients as workers, each would meet the same worker again, where they take turns.
-        super().__init__(workload="new", clients=61, **options)
+        super().__init__(workload="new", clients=CLIENTS, **options)
         self.session = self.visit
         #: The worker of each connection that is kept.
         self.owners: dict[int, bytes] = {}

@@ -14,6 +14,7 @@ sys.path.append(str(BENCHMARKS))
 from client import Load  # noqa: E402
 from kind import KINDS, Kind, some  # noqa: E402
 from report import WORKERS, Runs, Spread, bars, judge, troubles  # noqa: E402
+from scaling_client import CLIENTS, SHARE, Visits  # noqa: E402
 from workload import WORKLOADS  # noqa: E402
 
 STOCK, STICKY, NGINX = "stock", "sticky by ip", "nginx + N servers"
@@ -33,6 +34,17 @@ def test_each_kind_does_its_workloads(kind: Kind):
             if kind.interface in workload.interfaces:
                 seen = Load([server.port], workload.does, 30, clients=8, sessions=1).run()
                 assert (seen["errors"], seen["requests"]) == ({}, 8 * workload.requests), workload.name
+
+
+@pytest.mark.features
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_sessions_whose_requests_are_handed_over(kind: Kind):
+    app = "asgi()" if kind.interface == "asgi" else "wsgi('threading')"
+    args = (*kind.args(sticky=True), "--sticky-by", "session", "-w", str(WORKERS), "--keep-alive", "30")
+    with Server(*args, f"scaling_app:{app}", env={"PYTHONPATH": str(BENCHMARKS)}) as server:
+        seen = Visits(ports=[server.port], seconds=30, sessions=3).report()
+    assert (seen["errors"], seen["sessions"], seen["requests"]) == ({}, 3 * CLIENTS, 6 * CLIENTS)
+    assert seen["handovers"] >= SHARE * seen["requests"] / 2
 
 
 def test_ratios_are_those_of_runs_in_the_same_round():
