@@ -2,10 +2,11 @@
 # only Python packages, in .venv-demo.
 
 PYTHON ?= python3
-# The suite runs on those of them that are present, on the first with the oldest Gunicorn that is supported; without
-# what depends on neither, and on the others without what does not depend on the version of Python.
+# The suite runs on those of them that are present, on the first with the oldest Gunicorn and uvicorn that are supported;
+# without what depends on neither, and on the others without what does not depend on the version of Python.
 PYTHONS ?= 3.10 3.11 3.12 3.13
 OLDEST := gunicorn==25.1.0
+OLDEST_UVICORN := uvicorn==0.23.0 uvicorn-worker==0.2.0
 # The tests mostly wait: more of them than there are processors can run at once. Those that share a server are one group
 # (xdist_group), so that it is started once.
 JOBS ?= 6
@@ -144,17 +145,17 @@ build: $(READY)
 	$(BIN)/python -m build --quiet
 
 matrix: programs
-	@set -e; gunicorn=$(OLDEST); tests="not load and not programs"; \
+	@set -e; servers="$(OLDEST) $(OLDEST_UVICORN)"; tests="not load and not programs"; \
 	for version in $(PYTHONS); do \
 		$(call find_python,$$version); \
 		if [ $$python = none ]; then echo "Python $$version: not present"; continue; fi; \
 		venv=.ci/venv-$$version; \
 		$$python -m venv $$venv; \
 		$$venv/bin/pip install --quiet --upgrade $(GROUPS_PIP); \
-		$$venv/bin/pip install --quiet --upgrade -e '$(EXTRAS)' --group test $$gunicorn; \
-		echo "Python $$version, $$gunicorn"; \
+		$$venv/bin/pip install --quiet --upgrade -e '$(EXTRAS)' --group test $$servers; \
+		echo "Python $$version, $$servers"; \
 		STICKY_REQUESTS=100 $$venv/bin/pytest -q -n $(JOBS) --dist loadgroup -m "$$tests"; \
-		gunicorn=gunicorn; tests="not load and not programs and not features"; \
+		servers="gunicorn uvicorn uvicorn-worker"; tests="not load and not programs and not features"; \
 	done
 
 clean:

@@ -18,6 +18,7 @@ import websocket
 from gunicorn import version_info
 from support.connections import Connection
 from support.harness import PATIENCE, Server, wait_for
+from uvicorn.config import WS_PROTOCOLS
 
 pytestmark = pytest.mark.features
 
@@ -38,7 +39,7 @@ worker_class = sticky(Worker)
     )
     for parser, loop, ws in [
         ("h11", "asyncio", "websockets"),
-        ("httptools", "asyncio", "websockets-sansio"),
+        ("httptools", "asyncio", "websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets"),
         ("httptools", "uvloop", "wsproto"),
     ]
 }

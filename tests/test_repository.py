@@ -49,3 +49,13 @@ def test_workflows_run_what_ci_runs(workflow: Path) -> None:
 def test_extras_are_for_users() -> None:
     """What developers install is in dependency groups, of which the package's metadata says nothing."""
     assert set(metadata("gunicorn-sticky").get_all("Provides-Extra") or ()) == {"prometheus", "status", "uvicorn"}
+
+
+def test_the_matrix_has_the_oldest_versions_that_users_may_have() -> None:
+    versions = dict(re.findall(r"([a-z-]+)==([\d.]+)", "\n".join(recipe("matrix"))))
+    wanted = (ROOT / "pyproject.toml").read_text()
+    for package, version in versions.items():
+        oldest = re.search(rf'"{package}(?:\[\w+\])?>=([\d.]+)"', wanted)
+        assert oldest, package
+        assert version in (oldest[1], f"{oldest[1]}.0")
+    assert set(versions) == {"gunicorn", "uvicorn", "uvicorn-worker"}

@@ -15,6 +15,7 @@ import signal
 import sys
 from typing import Any
 
+from gunicorn import __version__, version_info
 from gunicorn.errors import HaltServer
 
 from .. import configuration, settings
@@ -78,9 +79,11 @@ class StickyWorker:
         """Refuse to run under an arbiter that knows nothing of us; Gunicorn calls this when it resolves ``-k``.
 
         Raises:
-            RuntimeError: the start-up hook did not run, does not know this Gunicorn, or the application has an arbiter
-                of its own
+            RuntimeError: Gunicorn is too old, the start-up hook did not run or does not know this Gunicorn, or the
+                application has an arbiter of its own
         """
+        if version_info < (25, 1):
+            raise RuntimeError(f"gunicorn_sticky needs Gunicorn 25.1 or newer, and this is {__version__}")
         if current.hook_failure is not None:
             raise RuntimeError(current.hook_failure)
         if not current.arbiter_is_ours and not current.loaded_late:

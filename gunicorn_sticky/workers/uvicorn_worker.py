@@ -7,6 +7,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+import uvicorn
+import uvicorn_worker
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import ConfigError
 from uvicorn.server import Server
@@ -18,6 +20,19 @@ from .uvicorn_protocols import http
 
 if TYPE_CHECKING:
     from .seat import Seat
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
+if _number(uvicorn.__version__) < (0, 23):  # a WebSocket by wsproto has no extensions in its scope, but None
+    raise RuntimeError(f"UvicornStickyWorker needs uvicorn 0.23 or newer, and this is {uvicorn.__version__}")
+if _number(uvicorn_worker.__version__) < (0, 4) and _number(uvicorn.__version__) >= (0, 36):
+    raise RuntimeError(
+        f"uvicorn {uvicorn.__version__} needs uvicorn-worker 0.4 or newer, and this is {uvicorn_worker.__version__}: "
+        "pip install --upgrade uvicorn-worker"
+    )
 
 
 class _Server(Server):
