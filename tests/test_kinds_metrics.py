@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,7 +70,7 @@ def of_status(port: int) -> dict[str, int]:
 
 
 def of_prometheus(port: int) -> dict[str, float]:
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     for family in parser.text_string_to_metric_families(request(port, "/metrics").body.decode()):
         for sample in family.samples:
             sums[sample.name] += sample.value
