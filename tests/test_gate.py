@@ -14,7 +14,7 @@ from gunicorn_sticky.routing.hashing import Slots
 from gunicorn_sticky.routing.head import MAX_HEAD
 from gunicorn_sticky.routing.key import Key, Owner
 from gunicorn_sticky.routing.session_ids import Ids
-from gunicorn_sticky.shared.board import REQUEST, RUNNING, SEATS, STOPPING, Board
+from gunicorn_sticky.shared.board import LOOK, REQUEST, RUNNING, SEATS, STOPPING, Board
 from gunicorn_sticky.shared.channel import ConnectionInfo
 from gunicorn_sticky.shared.refusals import Refusal
 from gunicorn_sticky.workers.gate import (
@@ -212,6 +212,7 @@ def test_new_sessions_go_to_who_is_less_busy(balance: str):
     rig.board.set_busy(0, SLACK // REQUEST)
     assert rig.ask(of_session(None)) is SERVE
     rig.board.set_busy(0, SLACK // REQUEST + 1)
+    rig.now += 1
     assert isinstance(rig.ask(of_session(None)), HandOver) == (balance == "least-connections")
     assert rig.ask(of_session(OWN)) is SERVE
 
@@ -229,6 +230,15 @@ def test_handovers_for_the_sake_of_balance_are_rationed():
     assert handed_over(1000) == 10
     rig.now += 1000
     assert handed_over(1000) == BURST + 1
+
+
+def test_looking_at_the_others_takes_no_longer_with_more_of_them():
+    rig = Rig(BY_SESSION)
+    assert rig.ask(of_session(None)) is SERVE
+    rig.board.set_busy(0, 100)
+    assert rig.ask(of_session(None)) is SERVE  # as seen a moment ago
+    rig.now += SLOTS * LOOK * 1.01
+    assert isinstance(rig.ask(of_session(None)), HandOver)
 
 
 @pytest.mark.parametrize("affinity", [BY_IP, BY_HEADER, BY_SESSION])

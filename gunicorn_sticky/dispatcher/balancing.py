@@ -15,12 +15,8 @@ from dataclasses import dataclass
 from ..routing.affinity import Affinity
 from ..routing.hashing import Slots
 from ..routing.key import Key
-from ..shared.board import REQUEST, Board
+from ..shared.board import LOOK, REQUEST, Board
 from ..shared.channel import Channel
-
-#: Seconds between two looks at the loads of all slots, for each of them. So looking takes the same share of the time,
-#: however many slots there are; and below 5 000 new sessions a second, a slot gets no more than one meanwhile.
-LOOK = 0.0002
 
 
 @dataclass(frozen=True)

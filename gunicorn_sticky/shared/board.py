@@ -33,6 +33,9 @@ _BOOTING, _READY, _LEFT = range(3)
 REQUEST, SESSION = 4, 1
 #: By how much a worker may be behind with what it has been given; beyond, it has nothing to catch up on.
 LAG = 4 * REQUEST
+#: Seconds between two looks at the loads of all slots, for each of them. So looking takes the same share of the time,
+#: however many slots there are; and below 5 000 new sessions a second, a slot gets no more than one meanwhile.
+LOOK = 0.0002
 #: More than anybody will have been given.
 _ENOUGH = 1 << 62
 

@@ -30,7 +30,7 @@ from ..routing.affinity import Missing, Reader
 from ..routing.hashing import Slots
 from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.key import Key
-from ..shared.board import REQUEST, RUNNING
+from ..shared.board import LOOK, REQUEST, RUNNING
 from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_SLOW, Refusal
 from .seat import Seat
 from .served import Served
@@ -90,6 +90,8 @@ class Gate:
         self._clock = clock
         #: When the next handover for the sake of balance is due, if all had been.
         self._due = -math.inf
+        #: When to look at the loads again, if there was nothing to be gained.
+        self._look_at = -math.inf
         self._slots = Slots(seat.secret, 1)
         #: How many there are of them.
         self._count = 1
@@ -144,11 +146,17 @@ class Gate:
 
     def _is_busier(self) -> bool:
         """Tell whether another worker is less busy, and a handover for that is due."""
-        if self._affinity.balance != "least-connections" or self._due > self._clock():
+        if self._affinity.balance != "least-connections":
+            return False
+        now = self._clock()
+        if now < self._due or now < self._look_at:
             return False
         board, own = self._board, self._seat.slot
         others = [board.load(slot) for slot in range(board.slots) if slot != own and board.is_open(slot)]
-        return bool(others) and board.load(own) > min(others) + SLACK
+        if others and board.load(own) > min(others) + SLACK:
+            return True
+        self._look_at = now + LOOK * board.slots
+        return False
 
     def _is_ours(self, key: str, served: Served) -> bool:
         """Tell whether a key belongs to the slot of this worker, by the number of slots that there are now."""
