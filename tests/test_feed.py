@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gunicorn_sticky.workers.feed import Feed
+from gunicorn_sticky.workers.feed import Feed, is_head
 
 HEAD = b"POST / HTTP/1.1\r\nA: b\r\n\r\n"
 #: What looks like an end, and is none, in a body.
@@ -90,3 +90,21 @@ def test_blank_lines_in_a_body_cost_nothing(body: bytes):
         began = time.process_time()
         assert feed.pull() == sent
         assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_what_is_a_head_and_nothing_else(seed: int):
+    """Such bytes are what a feed would give as one piece, that ends with the first blank line."""
+    chance = random.Random(seed)
+    for _ in range(50):
+        data = b"A: b" + b"".join(chance.choice([b"\r\n", b"\n", b"a", b"\r"]) for _ in range(chance.randint(1, 8)))
+        feed = Feed()
+        feed.push(data)
+        if is_head(data):
+            assert feed.pull() == data
+            assert data.endswith(b"\n\r\n")
+            assert data.count(b"\n\r\n") == 1
+    assert is_head(HEAD)
+    assert not is_head(HEAD + HEAD)
+    assert not is_head(HEAD.replace(b"\r\n", b"\n") + HEAD)
+    assert not is_head(b"A: b\n" + HEAD.replace(b"\r\n\r\n", b"\n\r\n") + HEAD)

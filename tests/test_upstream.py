@@ -526,7 +526,8 @@ CASES: dict[str, Check] = {
     "uvicorn.protocols.http.h11_impl.H11Protocol._unset_keepalive_if_required": takes("self"),
     "uvicorn.protocols.http.h11_impl.RequestResponseCycle.__init__": stores("response_complete"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.__init__": all_of(
-        takes_first("self", "config", "server_state", "app_state"), stores("app", "cycle", "ws_protocol_class")
+        takes_first("self", "config", "server_state", "app_state"),
+        stores("app", "cycle", "pipeline", "ws_protocol_class"),
     ),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_begin": all_of(takes("self"), stores("scope")),
     "uvicorn.protocols.http.httptools_impl.RequestResponseCycle.__init__": stores("scope", "response_complete"),

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal
 from . import limits
-from .feed import Feed
-from .gate import END, NEED_MORE, SERVE, Gate, HandOver, LaterHead
+from .feed import Feed, is_head
+from .gate import NEED_MORE, SERVE, Gate, HandOver, LaterHead
 from .load import Load
 from .served import Served
 
@@ -179,16 +179,16 @@ class StickyProtocol(asyncio.Protocol):
         self._stage = RECEIVING
         if self._is_counted:
             self._load.goes_on(self._served)
-        if data.find(END) == len(data) - len(END):
-            self._parse(data)  # a head and nothing else, as most requests are
-            self._settle()
-        else:
-            self._receive(data)
+        self._receive(data)
 
     def _receive(self, data: bytes | bytearray) -> None:
         """Give the parser what it may see of what has arrived."""
         feed = self._feed
         if feed is None:
+            if is_head(data):  # and nothing else, as most requests are
+                self._parse(data)
+                self._settle()
+                return
             feed = self._feed = Feed()
         feed.push(data)
         while len(feed) and self._stage is RECEIVING:

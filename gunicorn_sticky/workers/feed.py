@@ -44,6 +44,11 @@ _HEAD, _BODY, _SIZE, _CHUNK, _TRAILER, _MALFORMED = _Part
 _DIGITS = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
+def is_head(data: bytes | bytearray) -> bool:
+    """Tell whether bytes end with a blank line, and have no other one."""
+    return data.find(b"\n\r\n") == len(data) - 3 and b"\n\n" not in data
+
+
 class Feed:
     """What has arrived on a connection, and has not been given to its parser."""
 

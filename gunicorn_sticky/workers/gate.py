@@ -32,6 +32,7 @@ from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.key import Key
 from ..shared.board import LOOK, REQUEST, RUNNING
 from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_SLOW, Refusal
+from .feed import is_head
 from .seat import Seat
 from .served import Served
 
@@ -39,8 +40,6 @@ from .served import Served
 SLACK = 2 * REQUEST
 #: How often that is done.
 BURST, INTERVAL = 100, 0.01
-#: The end of a head.
-END = b"\r\n\r\n"
 #: Bytes of a head that are remembered, at most.
 REMEMBERED = 2048
 
@@ -205,7 +204,7 @@ class LaterHead:
             return MISSING.because(error=error)
         decision = self._gate.decide(key, served)
         # A head that has come in one piece, and nothing else.
-        if decision is SERVE and size <= REMEMBERED and data.find(END) == size - len(END):
+        if decision is SERVE and size <= REMEMBERED and len(data) == size and is_head(data):
             served.last_head = data
         return decision
 

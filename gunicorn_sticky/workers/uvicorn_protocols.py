@@ -75,11 +75,12 @@ class _ByH11(_UvicornProtocol):
 
 
 class _ByHttpTools(_UvicornProtocol):
+    pipeline: Any
     scope: Any
 
     def _has_more(self) -> bool:
-        # Each message that begins has a scope of its own.
-        return self.scope is not self.cycle.scope
+        # Each message that begins has a scope of its own, and waits in the pipeline when its head has ended.
+        return bool(self.pipeline) or self.scope is not self.cycle.scope
 
     def on_message_complete(self) -> None:
         """A request has ended (`httptools.HttpRequestParser`)."""
