@@ -217,7 +217,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         _, listeners, slots, _ = made_for  # num_workers may be changed by another thread, that of the control socket
         self._resources.open(slots, configuration.affinity(self.cfg).by_session)
         fds = [listener.fileno() for listener in listeners]
-        plan = self._resources.plan(self.cfg, fds, slots, self.timeout, self._succession.other)
+        refuses = self.worker_class.refuser(self.cfg)
+        plan = self._resources.plan(self.cfg, refuses, fds, slots, self.timeout, self._succession.other)
 
         def dispatch(heartbeat: Callable[[], None]) -> None:
             if self._sockets.status:

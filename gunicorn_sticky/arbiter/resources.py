@@ -17,7 +17,6 @@ from ..routing.session_ids import OWNERS
 from ..shared.board import RUNNING, Board, MasterBoard
 from ..shared.metrics import Metrics, SlotRow
 from ..status.snapshot import Server
-from ..workers.parser import refuser
 from ..workers.seat import Seat
 from .channels import MasterChannels
 from .sockets import Sockets
@@ -93,11 +92,14 @@ class Resources:
             leave=leave,
         )
 
-    def plan(self, cfg: Any, listeners: list[int], slots: int, timeout: float, other: Board) -> Plan:
+    def plan(
+        self, cfg: Any, refuses: Callable[[bytes], bool], listeners: list[int], slots: int, timeout: float, other: Board
+    ) -> Plan:
         """Return what a new dispatcher is to do, and note that there is one.
 
         Args:
             cfg: Gunicorn's configuration
+            refuses: tells whether a worker refuses a request by the first bytes of its head
             listeners: the descriptors that it accepts from
             slots: how many there are, with open channels
             timeout: Gunicorn's setting; 0 is no limit
@@ -116,7 +118,7 @@ class Resources:
         return Plan(
             parent=os.getpid(),
             affinity=configuration.affinity(cfg),
-            refuses=refuser(cfg),
+            refuses=refuses,
             secret=self._secret,
             listeners=listeners,
             tls=bool(cfg.is_ssl),

@@ -13,6 +13,7 @@ import mmap
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn import __version__, version_info
@@ -99,6 +100,15 @@ class StickyWorker:
                 "`python -m gunicorn_sticky`, or import gunicorn_sticky before gunicorn"
             )
 
+    @staticmethod
+    def refuser(cfg: Any) -> Callable[[bytes], bool]:
+        """Return a function that tells whether a worker refuses a request by the first bytes of its head.
+
+        Args:
+            cfg: Gunicorn's configuration
+        """
+        return refuser(cfg)
+
     # --- its life ---
 
     # The arbiter has to know when a worker drains, whoever started that: a signal or the reloader.
@@ -142,7 +152,7 @@ class StickyWorker:
         seat.leave()
         os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
         affinity = configuration.affinity(self.cfg)
-        self.gate = Gate(reader(affinity, seat.secret, refuser(self.cfg)), seat, lambda: not self.alive)
+        self.gate = Gate(reader(affinity, seat.secret, self.refuser(self.cfg)), seat, lambda: not self.alive)
         self.load = self.load_class(seat, affinity.by_session)
         self._limited = LimitedLog(self.log)
         self._traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)

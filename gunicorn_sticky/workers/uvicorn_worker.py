@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -100,6 +101,11 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
         for name, none in (("proxy_protocol", "off"), ("protocol", "http"), ("http2_cleartext", "off")):
             if getattr(cfg, name, None) not in (None, False, none):
                 raise ConfigError(f"uvicorn has no {name}: remove it, or use ASGIStickyWorker")
+
+    @staticmethod
+    def refuser(cfg: Any) -> Callable[[bytes], bool]:
+        """Return a function that tells of no request that it is refused: h11 and httptools have other limits."""
+        return lambda data: False
 
     async def _serve(self) -> None:
         """Serve (`uvicorn_worker.UvicornWorker._serve`)."""
