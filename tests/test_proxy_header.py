@@ -91,6 +91,7 @@ def test_the_longest_headers():
         b"PROXY TCP4 192.0.2 192.0.2.2 56324 443\r\n",
         b"PROXY TCP4 192.0.2.1 192.0.2.256 56324 443\r\n",
         b"PROXY TCP4 2001:db8::1 2001:db8::2 56324 443\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 56324\t 443\r\n",
         b"PROXY TCP6 192.0.2.1 192.0.2.2 56324 443\r\n",
         b"PROXY TCP6 fe80::1%eth0 ::1 56324 443\r\n",
         b"PROXY TCP4 192.0.2.1\0 192.0.2.2 56324 443\r\n",

@@ -2,7 +2,8 @@
 
 A thread has a connection for as long as it serves a request. All else is done in the loop, which waits for nobody: it
 takes connections, if a thread is free; reads what comes on kept-alive ones until it is decided where that belongs;
-hands them over; refuses; and lingers. So neither who sends half a head nor who does not read holds a thread.
+hands them over; refuses; and lingers. So neither who is silent or slow with the key in a later head nor who does not
+read a refusal holds a thread; half a head whose key is known does, as in Gunicorn.
 """
 
 from __future__ import annotations
