@@ -28,7 +28,8 @@ class Kind:
     #: "wsgi" or "asgi".
     interface: str
     options: tuple[str, ...] = ()
-    #: As many WebSockets as two workers have room for, and no more than it takes to tell what one needs.
+    #: As many WebSockets as one worker has room for, as nobody shares them out among stock workers, and no more than it
+    #: takes to tell what one needs.
     sockets: int = 500
 
     @property
@@ -43,7 +44,7 @@ class Kind:
 
 KINDS = (
     Kind("gevent", "gevent", "GeventStickyWorker", "app:create('gevent')", "wsgi"),
-    Kind("threads", "gthread", "ThreadStickyWorker", "app:create('threading')", "wsgi", ("--threads", "100"), 120),
+    Kind("threads", "gthread", "ThreadStickyWorker", "app:create('threading')", "wsgi", ("--threads", "100"), 75),
     *([Kind("asgi", "asgi", "ASGIStickyWorker", "app_asgi:app", "asgi")] if version_info >= (27, 0, 1) else []),
     Kind("uvicorn", "uvicorn_worker.UvicornWorker", "UvicornStickyWorker", "app_asgi:app", "asgi"),
 )
