@@ -504,6 +504,7 @@ CASES: dict[str, Check] = {
         takes("self"), uses("config", "wsgi", "serve", "started", "WORKER_BOOT_ERROR")
     ),
     "uvicorn_worker.UvicornWorker.run": uses("_serve"),
+    "uvicorn_worker.UvicornWorker.init_process": takes("self"),
     "uvicorn.server.Server.__init__": all_of(
         takes("self", "config"), stores("server_state", "should_exit", "force_exit")
     ),

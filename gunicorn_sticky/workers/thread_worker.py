@@ -8,6 +8,7 @@ read a refusal holds a thread; half a head whose key is known does, as in Gunico
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two signs of life.
 SIGN = 0.5
+#: Seconds for which a worker that drains keeps a connection open that waits for its next request.
+KEPT = 1.0
 #: Seconds to wait if there are no descriptors left.
 NO_FILES = 0.1
 
@@ -125,8 +128,8 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if not self._seat:
             super().wait_for_and_dispatch_events(timeout)
             return
-        if self._stays_for:
-            timeout = min(timeout, POLL)
+        # Older Gunicorns wait for all of the graceful timeout at once, also when their master has died.
+        timeout = min(timeout, POLL if self._stays_for else SIGN)
         end = min([time.monotonic() + timeout, *(first for waiting in self._deadlines if (first := waiting.first()))])
         super().wait_for_and_dispatch_events(max(end - time.monotonic(), 0))
         now = time.monotonic()
@@ -134,7 +137,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             waiting.expire(now)
         if self._drains:
             self._drain()
-            self.notify()  # older Gunicorns do not
+        self.notify()  # older Gunicorns do not at the end
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Take connections from now on, or no more; at the end, begin to drain."""
@@ -272,10 +275,22 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
                 self._waiting.look(conn)
                 self._watch_inboxes()
                 return
+            if not self.alive:
+                self._keep(conn)
+                self._watch_inboxes()
+                return
         elif conn.refusal:
             self._waiting.refuse(conn, conn.refusal)
         super().finish_request(conn, fs)
         self._watch_inboxes()
+
+    def _keep(self, conn: ThreadConnection) -> None:
+        """Keep a connection open for a moment that was to stay open, as newer Gunicorns do: it may be handed over."""
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        conn.timeout = min(conn.timeout, time.monotonic() + KEPT)
+        self.keepalived_conns.append(conn)
+        self.poller.register(conn.sock, EVENT_READ, functools.partial(self.on_client_socket_readable, conn))
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """The next request comes on a kept-alive connection, or its end."""
