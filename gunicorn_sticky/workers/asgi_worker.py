@@ -163,7 +163,8 @@ class _Server:
         self._task: Any = None
 
     def close(self) -> None:
-        """Begin to drain."""
+        """Begin to drain, and count as a connection meanwhile, so that the worker waits for that."""
+        self._worker.nr_conns += 1
         self._task = self._worker.loop.create_task(self._worker.wait())
 
     async def wait_closed(self) -> None:
@@ -194,8 +195,7 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
         return _Server(self)
 
     async def wait(self) -> None:
-        """Drain, and count as a connection meanwhile, so that the base waits for that."""
-        self.nr_conns += 1
+        """Drain, and count as a connection no more."""
         await self.drain(lambda: self._quick_shutdown)
         self.nr_conns -= 1
 
