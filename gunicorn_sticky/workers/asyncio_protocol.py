@@ -51,7 +51,6 @@ class Worker(Protocol):
 
     cfg: Any
     log: Any
-    alive: bool
     gate: Gate
     load: Load
 

@@ -269,19 +269,17 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             self._watch_inboxes()
             return
         self._held.discard(conn)
-        if not fs.cancelled() and fs.exception() is None and fs.result():
+        stays_open = not fs.cancelled() and fs.exception() is None and fs.result()
+        if stays_open:
             self.load.waits(conn)
-            if conn.parser.unreader.buf.getvalue():
-                self._waiting.look(conn)
-                self._watch_inboxes()
-                return
-            if not self.alive:
-                self._keep(conn)
-                self._watch_inboxes()
-                return
         elif conn.refusal:
             self._waiting.refuse(conn, conn.refusal)
-        super().finish_request(conn, fs)
+        if stays_open and conn.parser.unreader.buf.getvalue():
+            self._waiting.look(conn)
+        elif stays_open and not self.alive:
+            self._keep(conn)
+        else:
+            super().finish_request(conn, fs)
         self._watch_inboxes()
 
     def _keep(self, conn: ThreadConnection) -> None:
