@@ -65,15 +65,36 @@ KINDS = (
 )
 
 
-def each_kind(kinds: Sequence[Kind] = KINDS) -> pytest.MarkDecorator:
-    """Run a test for each of some kinds, which it gets as `kind`."""
-    return pytest.mark.parametrize("kind", kinds, ids=str)
+def each_kind(kinds: Sequence[Kind] = KINDS, group: str = "") -> pytest.MarkDecorator:
+    """Run a test for each of some kinds, which it gets as `kind`.
+
+    Args:
+        kinds: which ones
+        group: the name of tests that share a server of each kind: one process runs all of them, and the fixture that
+            starts the server can be the module's
+    """
+    cases = [pytest.param(kind, id=str(kind), marks=in_group(group, kind)) for kind in kinds]
+    return pytest.mark.parametrize("kind", cases, scope="module" if group else None)
 
 
 def one_each(
-    cases: Sequence[tuple[Any, ...]], few: Sequence[tuple[Any, ...]], kinds: Sequence[Kind] = KINDS
+    cases: Sequence[tuple[Any, ...]],
+    few: Sequence[tuple[Any, ...]],
+    kinds: Sequence[Kind] = KINDS,
+    group: str = "",
 ) -> list[Any]:
-    """Return all cases with the first kind, and few with each other, for `pytest.mark.parametrize`."""
+    """Return all cases with the first kind, and few with each other, for `pytest.mark.parametrize`.
+
+    For `kinds` and `group`, see `each_kind`.
+    """
     first, *others = kinds
     pairs = [*((first, case) for case in cases), *((kind, case) for kind in others for case in few)]
-    return [pytest.param(kind, *case, id="-".join(map(str, [kind, *case]))) for kind, case in pairs]
+    return [
+        pytest.param(kind, *case, id="-".join(map(str, [kind, *case])), marks=in_group(group, kind))
+        for kind, case in pairs
+    ]
+
+
+def in_group(group: str, kind: Kind) -> Sequence[pytest.MarkDecorator]:
+    """Return the mark of what one process runs for a kind, if it is to."""
+    return [pytest.mark.xdist_group(f"{group} {kind}")] if group else []
