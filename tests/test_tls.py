@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,11 @@ def options(tls: Path) -> tuple[str, ...]:
     return ("--certfile", str(tls / "server.pem"), "--keyfile", str(tls / "server.key"))
 
 
-def curl(tls: Path, *args: str, source: str = CLIENTS[0]) -> subprocess.CompletedProcess[str]:
-    command = ["curl", "--silent", "--show-error", "--cacert", str(tls / "ca.pem"), "--interface", source]
-    return subprocess.run([*command, *args], capture_output=True, text=True, timeout=PATIENCE)
+def curl(tls: Path, *args: str, sources: Sequence[str] = CLIENTS[:1]) -> subprocess.CompletedProcess[str]:
+    """Let one curl, as each takes its time to start, send the same from each address, over a connection of its own."""
+    once = ("--silent", "--show-error", "--fail-early", "--cacert", str(tls / "ca.pem"), *args)
+    command = [word for source in sources for word in ("--next", "--interface", source, *once)]
+    return subprocess.run(["curl", *command[1:]], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def whos(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
@@ -60,9 +63,9 @@ def whos(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def slots(tls: Path, port: int, *args: str) -> dict[str, int]:
+    """Let each client send a request, one after the other, over a connection of its own."""
     found = {}
-    for client in CLIENTS:
-        (who,) = whos(curl(tls, *args, f"https://127.0.0.1:{port}/", source=client))
+    for client, who in zip(CLIENTS, whos(curl(tls, *args, f"https://127.0.0.1:{port}/", sources=CLIENTS)), strict=True):
         assert (who["key"], who["REMOTE_ADDR"], who["wsgi.url_scheme"]) == (client, client, "https")
         found[client] = who["slot"]
     return found
@@ -211,11 +214,11 @@ if "http2_cleartext" in Config().settings:
         args = ("--http2-cleartext", allowed, "--http-protocols", "h2,h1", "--forwarded-allow-ips", "*")
         with Server(*kind.args, "-w", "4", *args, kind.app("whoami")) as server:
             found: dict[str, int] = {}
-            for client in CLIENTS * 2:
-                target = (how, "--write-out", "%{stderr}%{http_version}", url(server.port, scheme="http"))
-                answer = curl(tls, *target, source=client)
-                assert answer.stderr == "2"
-                (who,) = whos(answer)
-                assert who["key"] == client
-                assert found.setdefault(client, who["slot"]) == who["slot"]
+            target = (how, "--write-out", "%{stderr}%{http_version}", url(server.port, scheme="http"))
+            for _ in range(2):
+                answers = curl(tls, *target, sources=CLIENTS)
+                assert answers.stderr == "2" * len(CLIENTS)
+                for client, who in zip(CLIENTS, whos(answers), strict=True):
+                    assert who["key"] == client
+                    assert found.setdefault(client, who["slot"]) == who["slot"]
             assert len(set(found.values())) > 1
