@@ -51,4 +51,6 @@ async function run(address, task, transports) {
 
 const task = await json(process.stdin);
 const clients = task.clients.flatMap(([transports, addresses]) => addresses.map((address) => [address, transports]));
-console.log(JSON.stringify(await Promise.all(clients.map(([address, transports]) => run(address, task, transports)))));
+const results = await Promise.all(clients.map(([address, transports]) => run(address, task, transports)));
+// A poll that a server does not answer at once would keep this process waiting after all has been said.
+process.stdout.write(`${JSON.stringify(results)}\n`, () => process.exit());
