@@ -7,6 +7,7 @@ import logging
 import math
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from gunicorn_sticky.dispatcher.peeking import Peeking
 from gunicorn_sticky.dispatcher.poller import READABLE, Events, Handler
 from gunicorn_sticky.routing.affinity import Affinity, Reader
 from gunicorn_sticky.routing.key import HEADER
-from gunicorn_sticky.shared.channel import ConnectionInfo
+from gunicorn_sticky.shared.channel import Channel, ConnectionInfo
 from gunicorn_sticky.shared.limited_log import LimitedLog
 from gunicorn_sticky.shared.metrics import Metrics
 
@@ -104,6 +105,21 @@ def test_a_key_is_found_as_soon_as_it_is_there(rig: Rig):
     rig.events.wait(5)
     assert rig.keys == ["198.51.100.7"] * 2
     assert (len(rig.peeking), rig.metrics.keys[HEADER].value) == (0, 2)
+
+
+def test_flags_are_not_joined_for_each_connection(rig: Rig):
+    """They are members of an enum: each `|` runs code in Python that takes longer than the system call."""
+    _, ours = rig.accepted(HALF + REST)
+    channel, modules = Channel(), set()
+    sys.setprofile(lambda frame, _event, _arg: modules.add(frame.f_globals["__name__"]))
+    try:
+        rig.peeking.look(ours, ("127.0.0.1", 80), PEER)
+        assert channel.send(0, ConnectionInfo(("127.0.0.1", 80), PEER, "198.51.100.7")) is None
+    finally:
+        sys.setprofile(None)
+        channel.close()
+    assert "gunicorn_sticky.shared.channel" in modules
+    assert "enum" not in modules
 
 
 def test_at_the_end_of_the_server_nobody_is_waited_for_as_long(rig: Rig):

@@ -30,6 +30,9 @@ SLOW = 0.1
 MOMENT = 0.005
 SLOW_SHARE = 0.1
 
+#: How to receive. (The flags are members of an enum, and to join them anew takes longer than to receive.)
+_PEEK = int(MSG_PEEK | MSG_DONTWAIT)
+
 
 @dataclass
 class _Waiting:
@@ -124,7 +127,7 @@ class Peeking:
         """
         head, size = Head(), 0
         try:
-            size = connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+            size = connection.recv_into(self._buffer, 0, _PEEK)
             key = self._reader.first(self._buffer, size, address, head)
         except BlockingIOError:
             self._keep(_Waiting(connection, listener, address, head))
@@ -139,7 +142,7 @@ class Peeking:
     def _look(self, waiting: _Waiting, events: int) -> None:
         """Look at a connection again."""
         try:
-            size = waiting.connection.recv_into(self._buffer, 0, MSG_PEEK | MSG_DONTWAIT)
+            size = waiting.connection.recv_into(self._buffer, 0, _PEEK)
         except BlockingIOError:
             return
         except OSError:

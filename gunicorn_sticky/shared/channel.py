@@ -41,6 +41,8 @@ _MESSAGE_SIZE = 128 * 1024
 #: A connection, and one with a memory file.
 _FD, _TWO_FDS = struct.Struct("i"), struct.Struct("ii")
 _FD_SPACE = CMSG_SPACE(_TWO_FDS.size)
+#: How to send. (The flags are members of an enum, and to join them anew takes longer than to send.)
+_NO_WAIT = int(MSG_DONTWAIT | MSG_NOSIGNAL)
 #: Limits on descriptors, also of those in flight, and on memory: they pass (see unix(7)), but for `ulimit -f`.
 _FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 #: What a message takes of the kernel's memory, in bytes, unless its key is long or it carries what was read.
@@ -98,9 +100,7 @@ class Channel:
                 memory = _memory_file(info.unread)
                 info = info._replace(unread=b"")
             fds = _FD.pack(fd) if memory is None else _TWO_FDS.pack(fd, memory)
-            self._out.sendmsg(
-                [marshal.dumps(tuple(info))], [(SOL_SOCKET, SCM_RIGHTS, fds)], MSG_DONTWAIT | MSG_NOSIGNAL
-            )
+            self._out.sendmsg([marshal.dumps(tuple(info))], [(SOL_SOCKET, SCM_RIGHTS, fds)], _NO_WAIT)
         except OSError as error:
             if error.errno in _FULL:
                 return error
