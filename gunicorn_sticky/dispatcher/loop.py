@@ -272,13 +272,13 @@ class Dispatcher:
     def _accept(self, listener: _Listener) -> None:
         if not self.plan.board.is_active_master:
             return  # since a moment ago
-        family = listener.socket.family
-        prefix, metrics = self.plan.affinity.ipv6_prefix, self._metrics
+        family, accept = listener.socket.family, listener.socket._accept  # type: ignore[attr-defined]
+        prefix, accepted, by_ip = self.plan.affinity.ipv6_prefix, self._metrics.accepted, self._metrics.keys[IP]
         for number in range(ACCEPT_BATCH):
-            if number and not listener.lookout.pays():
+            if number == 1 and not listener.lookout.pays():
                 return
             try:
-                fd, address = listener.socket._accept()  # type: ignore[attr-defined]
+                fd, address = accept()
             except BlockingIOError:
                 listener.lookout.found(False)
                 return
@@ -287,13 +287,13 @@ class Dispatcher:
                     self._make_room(error)
                     return
                 continue  # the client has gone before it was accepted, see accept(2)
-            if number:
+            if number == 1:
                 listener.lookout.found(True)
-            metrics.accepted.inc()
+            accepted.inc()
             if self._reader.needs_bytes(address):
                 self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), listener.name, address)
             else:
-                metrics.keys[IP].inc()
+                by_ip.inc()
                 self._dispatch(fd, ConnectionInfo(listener.name, address, peer_key(address, prefix)))
 
     def _make_room(self, error: OSError) -> None:

@@ -64,7 +64,8 @@ def peer_key(address: object, ipv6_prefix: int) -> str:
     """Return the key of a peer by the `address` that ``accept()`` gave, or "" for a Unix socket."""
     if not isinstance(address, tuple):
         return ""
-    return address_key(address[0], ipv6_prefix) or address[0]
+    text: str = address[0]
+    return text if ":" not in text else address_key(text, ipv6_prefix) or text
 
 
 def host(node: str) -> str:
@@ -74,7 +75,7 @@ def host(node: str) -> str:
         node = node[1:-1].strip()
     if node.startswith("["):
         return node[1:].partition("]")[0]
-    if match := _IPV4_PORT.fullmatch(node):
+    if ":" in node and (match := _IPV4_PORT.fullmatch(node)):
         return match.group(1)
     return node
 
