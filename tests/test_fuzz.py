@@ -63,7 +63,10 @@ def values(name: str, data: bytes, size: int, start: int = 0) -> list[bytes]:
     head = Head()
     head.start = start
     head.find_line(data, size)
-    return [value for _, value in Fields(name).values(data, size, head)]
+    fields, found = Fields(name), []
+    while field := fields.next(data, size, head):
+        found.append(field[1])
+    return found
 
 
 # --- the standards, read plainly ---

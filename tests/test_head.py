@@ -21,8 +21,9 @@ def found(data: bytes | bytearray, size: int, *names: str, head: Head | None = N
     head = head or Head()
     if not head.position:
         head.find_line(data, size)
-    for _, value in Fields(*names).values(data, size, head):
-        yield value
+    fields = Fields(*names)
+    while field := fields.next(data, size, head):
+        yield field[1]
 
 
 def find(data: bytes, name: str = "x-forwarded-for") -> list[bytes]:
@@ -37,6 +38,11 @@ def find(data: bytes, name: str = "x-forwarded-for") -> list[bytes]:
         (REST + b"X-Forwarded-For \t: 1.2.3.4 \r\n\r\n", [b"1.2.3.4"]),
         (REST + b"X-Forwarded-For: a, b\r\nOther: c\r\nX-Forwarded-For: d\r\n\r\n", [b"a, b", b"d"]),
         (REST + b"X-Forwarded-For: \r\n\r\n", [b""]),
+        (REST + b"X-Forwarded-For: a\rb\r\n\r\n", [b"a\rb"]),
+        (
+            REST + b"X-Forwarded-For: a\r\n b\r\nX-Forwarded-For: c\r\nX-Forwarded-For: d\r\n\te\r\n\r\n",
+            [b"a\r\n b", b"c", b"d\r\n\te"],
+        ),
         (REST + b"X-Forwarded-For:\r\n 1.2.3.4,\r\n\t5.6.7.8\r\n\r\n", [b"1.2.3.4,\r\n\t5.6.7.8"]),
         (b"\r\n" + REST + b"X-Forwarded-For: 1.2.3.4\r\n\r\n", [b"1.2.3.4"]),
         (REST + b"\r\n", []),
@@ -100,8 +106,8 @@ def in_pieces(data: bytes, size: int, fields: Fields) -> list[bytes]:
                 head.find_line(buffer, end)
             elif not head.has_news(buffer, end):
                 raise Incomplete
-            for _, value in fields.values(buffer, end, head):
-                values.append(value)
+            while field := fields.next(buffer, end, head):
+                values.append(field[1])
         except Incomplete:
             head.wait(buffer, end)
         else:

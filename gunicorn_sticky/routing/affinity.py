@@ -11,13 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_network
-from typing import Any
+from typing import Any, TypeVar
 
 from . import key as keys
 from . import proxy_protocol as proxy
 from .head import MAX_VALUES, Cookie, Fields, Head, Incomplete, Query
 from .key import COOKIE, HEADER, IP, PROXY, SESSION, Key, Owner
 from .session_ids import Ids
+
+T = TypeVar("T")
 
 
 class Missing(Exception):
@@ -88,7 +90,7 @@ def _membership(networks: Sequence[str]) -> Callable[[str], bool]:
     return lambda text: len(text := text.partition("%")[0]) < 46 and known(text)
 
 
-def _remembered(function: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _remembered(function: Callable[[bytes], T]) -> Callable[[bytes], T]:
     """Cache a function: clients come again and again. Long values would fill the memory."""
     cached = functools.lru_cache(maxsize=4096)(function)
     return lambda value: cached(value) if len(value) <= keys.MAX_KEY else function(value)
@@ -209,11 +211,11 @@ class Reader:
         elif not head.has_news(data, size):
             raise Incomplete
         if self._trusts_all:
-            for _, value in self._fields.values(data, size, head):
-                found, count = self._known(value)
+            while field := self._fields.next(data, size, head):
+                found, count = self._known(field[1])
                 if found is not None:
                     self.source = HEADER
-                    return str(found)
+                    return found
                 head.spent += count or 1
                 if head.spent >= MAX_VALUES:
                     break
@@ -235,8 +237,8 @@ class Reader:
         """
         if head.values is None:
             head.values = []
-        for _, value in fields.values(data, size, head):
-            head.values.append(value)
+        while field := fields.next(data, size, head):
+            head.values.append(field[1])
             if len(head.values) >= MAX_VALUES:
                 head.spent = MAX_VALUES
                 return None
@@ -309,9 +311,9 @@ class SessionReader(Reader):
         elif not head.has_news(data, size):
             raise Incomplete
         if self._fields and head.rank > self._best_field and head.spent < MAX_VALUES:
-            for name, value in self._fields.values(data, size, head):
-                for rank, values in self._in_fields[name.lower()]:
-                    self._try(rank, values(value), head)
+            while field := self._fields.next(data, size, head):
+                for rank, values in self._in_fields[field[0].lower()]:
+                    self._try(rank, values(field[1]), head)
                 if head.rank <= self._best_field or head.spent >= MAX_VALUES:
                     break
         if self._fields and head.spent >= MAX_VALUES:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -25,8 +24,9 @@ MAX_HEAD = 64 * 1024
 #: How many clients, parameters or session ids of a head are looked at, in all of it: no honest request has as many.
 MAX_VALUES = 100
 
-_CR = ord("\r")
-# The end of a field's value. (In one expression with its beginning, each byte of it would be tried as the end.)
+# To look for a number in bytes is several times faster than to look for a single byte.
+_CR, _TAB, _PERCENT, _PLUS = b"\r\t%+"
+# The end of a value of several lines. (Joined to its beginning, each byte of it would be tried as the end.)
 _END = re.compile(rb"\r\n(?=[^ \t])")
 # What urllib.parse.urlsplit, and so Gunicorn, takes out of a request's target; newer versions refuse it.
 _IGNORED = b"\t\r"
@@ -95,7 +95,7 @@ class Head:
         """Return the query string of the request line, which has been found, or nothing."""
         target = bytes(data[self.line or self.start : self.position]).partition(b" ")[2].partition(b" ")[0]
         query = target.partition(b"#")[0].partition(b"?")[2]
-        return query and query.translate(None, _IGNORED)
+        return query.translate(None, _IGNORED) if _TAB in query or _CR in query else query
 
     def has_news(self, data: bytes | bytearray, size: int) -> bool:
         """Tell whether another line has ended since the last look. Without that nothing new can be found."""
@@ -132,39 +132,39 @@ class Fields:
     def __init__(self, *names: str) -> None:
         alternatives = b"|".join(re.escape(name.encode("latin-1")) for name in names)
         # Each match begins at the end of a line, so neither the request line nor a longer name can match, and the
-        # first empty line ends the search, so a body cannot either.
-        self._next = re.compile(rb"\r\n(?:\r\n|(%s)[ \t]*:)" % alternatives, re.IGNORECASE)
+        # first empty line ends the search, so a body cannot either. A value that is one line, as most are, is found at
+        # once; its end by the character behind it, which tells whether the next line continues the value.
+        line = rb"(?:([^\r\n]*)\r\n(?=[^ \t]))?"
+        self._next = re.compile(rb"\r\n(?:\r\n|(%s)[ \t]*:%s)" % (alternatives, line), re.IGNORECASE)
 
-    def values(self, data: bytes | bytearray, size: int, head: Head) -> Iterator[tuple[bytes, bytes]]:
-        """Yield names and values of the fields in order, as they stand in the first `size` bytes.
+    def next(self, data: bytes | bytearray, size: int, head: Head) -> tuple[bytes, bytes] | None:
+        """Return name and value of the next field, as they stand in the first `size` bytes, or None after the last one.
 
         Args:
-            head: whose request line has ended; the next call goes on where this one had to stop
+            head: whose request line has ended; the next call goes on where this one has stopped
 
         Raises:
-            Incomplete: after the last value, if the end of the head is not among those bytes
+            Incomplete: neither another value nor the head ends among those bytes
         """
-        position, value, name = head.position, head.value, head.name
-        while True:
-            if not value:
-                match = self._next.search(data, position, size)
-                if match is None:
-                    position = data.rfind(b"\r\n", position, size)
-                    break
-                name = match.group(1)
-                if name is None:
-                    return
-                position = value = match.end()
-            # The character behind a line's end tells whether the next line continues the value.
-            end = _END.search(data, position, size)
-            if end is None:
-                position = max(position, data.rfind(b"\r\n", position, size))
-                break
-            position = end.start()
-            yield name, bytes(data[value:position])
-            value = 0
-        head.position, head.value, head.name = position, value, name
-        raise Incomplete
+        if not head.value:
+            match = self._next.search(data, head.position, size)
+            if match is None:
+                head.position = data.rfind(b"\r\n", head.position, size)
+                raise Incomplete
+            name, line = match.groups()
+            if name is None:
+                return None
+            if line is not None:
+                head.position = match.end(2)
+                return name, line
+            head.name, head.position = name, match.end()
+            head.value = head.position
+        end = _END.search(data, head.position, size)
+        if end is None:
+            head.position = max(head.position, data.rfind(b"\r\n", head.position, size))
+            raise Incomplete
+        value, head.value, head.position = head.value, 0, end.start()
+        return head.name, bytes(data[value : head.position])
 
 
 def _first(pattern: re.Pattern[bytes], data: bytes) -> list[bytes]:
@@ -179,8 +179,7 @@ class Query:
     """
 
     def __init__(self, name: str) -> None:
-        self._begins = name.replace("+", "%2B").encode() + b"="
-        self._plain = re.compile(rb"&%s([^&]*)" % re.escape(self._begins))
+        self._begins = b"&" + name.replace("+", "%2B").encode() + b"="
         letters = (
             b"(?:%s%%(?i:%02x))" % (b"" if letter == b"+" else re.escape(letter) + b"|", ord(letter))
             for letter in (bytes([code]) for code in name.encode())
@@ -189,9 +188,10 @@ class Query:
 
     def values(self, query: bytes) -> list[bytes]:
         """Return the parameter's first values, at most `MAX_VALUES`, decoded, in a query string."""
-        if b"%" not in query and b"+" not in query:
-            return _first(self._plain, b"&" + query) if self._begins in query else []
-        return [unquote_to_bytes(value.replace(b"+", b" ")) for value in _first(self._encoded, b"&" + query)]
+        query = b"&" + query
+        if _PERCENT in query or _PLUS in query:
+            return [unquote_to_bytes(value.replace(b"+", b" ")) for value in _first(self._encoded, query)]
+        return [rest.partition(b"&")[0] for rest in query.split(self._begins, MAX_VALUES)[1:]]
 
 
 class Cookie:

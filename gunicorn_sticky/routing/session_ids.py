@@ -42,7 +42,7 @@ class Ids:
     def _masked(self, text: bytes, owner: bytes) -> bytes:
         mask = self._mask.copy()
         mask.update(text)
-        return bytes(a ^ b for a, b in zip(mask.digest(), owner, strict=True))
+        return (int.from_bytes(mask.digest(), "big") ^ int.from_bytes(owner, "big")).to_bytes(3, "big")
 
     def _checked(self, text: bytes, owner: bytes) -> bytes:
         check = self._check.copy()

@@ -79,7 +79,10 @@ def values(name: str, data: bytes | bytearray, size: int) -> list[bytes]:
     """Return the values of a field in a head."""
     of = Head()
     of.find_line(data, size)
-    return [value for _, value in Fields(name).values(data, size, of)]
+    fields, found = Fields(name), []
+    while field := fields.next(data, size, of):
+        found.append(field[1])
+    return found
 
 
 def head(data: bytes) -> None:
