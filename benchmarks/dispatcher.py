@@ -116,9 +116,11 @@ class Rig:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=RUSH)
         self._listener.setblocking(False)
         self._channels = [Channel() for _ in range(slots)]
+        #: Of the workers that own the sessions, and others.
+        self._seats = [Channel() for _ in range(slots * SEATS if by == "session" else 0)]
         self._returns = Channel()
         self._epoll = select.epoll()
-        for channel in self._channels:
+        for channel in self._channels + self._seats:
             os.set_blocking(channel.fileno(), False)
             self._epoll.register(channel.fileno(), select.EPOLLIN)
         self._pid = os.fork()
@@ -146,7 +148,7 @@ class Rig:
                 secret=SECRET,
                 listeners=[self._listener.fileno()],
                 tls=False,
-                channels=Channels(self._channels, [], [], self._returns),
+                channels=Channels(self._channels, self._seats, [], self._returns),
                 board=board,
                 other=board.other(),
                 removed=[],
