@@ -41,8 +41,8 @@ _MESSAGE_SIZE = 128 * 1024
 #: A connection, and one with a memory file.
 _FD, _TWO_FDS = struct.Struct("i"), struct.Struct("ii")
 _FD_SPACE = CMSG_SPACE(_TWO_FDS.size)
-#: How to send. (The flags are members of an enum, and to join them anew takes longer than to send.)
-_NO_WAIT = int(MSG_DONTWAIT | MSG_NOSIGNAL)
+#: How to send and receive. (The flags are members of an enum, and to join them anew takes longer than to send.)
+_SENDING, _RECEIVING = int(MSG_DONTWAIT | MSG_NOSIGNAL), int(MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
 #: Limits on descriptors, also of those in flight, and on memory: they pass (see unix(7)), but for `ulimit -f`.
 _FULL = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 #: What a message takes of the kernel's memory, in bytes, unless its key is long or it carries what was read.
@@ -100,7 +100,7 @@ class Channel:
                 memory = _memory_file(info.unread)
                 info = info._replace(unread=b"")
             fds = _FD.pack(fd) if memory is None else _TWO_FDS.pack(fd, memory)
-            self._out.sendmsg([marshal.dumps(tuple(info))], [(SOL_SOCKET, SCM_RIGHTS, fds)], _NO_WAIT)
+            self._out.sendmsg([marshal.dumps(tuple(info))], [(SOL_SOCKET, SCM_RIGHTS, fds)], _SENDING)
         except OSError as error:
             if error.errno in _FULL:
                 return error
@@ -125,15 +125,13 @@ class Channel:
         if self._buffer is None:
             self._buffer = bytearray(_MESSAGE_SIZE)
         try:
-            _size, ancillary, _flags, _address = self._in.recvmsg_into(
-                [self._buffer], _FD_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
-            )
+            _size, ancillary, _flags, _address = self._in.recvmsg_into([self._buffer], _FD_SPACE, _RECEIVING)
         except BlockingIOError:
             return None
         if not ancillary:  # another thread took the last descriptor, or all senders are gone
             return None
         fds = ancillary[0][2]
-        info = ConnectionInfo(*marshal.loads(self._buffer))
+        info: ConnectionInfo = tuple.__new__(ConnectionInfo, marshal.loads(self._buffer))
         if len(fds) == _FD.size:
             return _FD.unpack(fds)[0], info
         fd, memory = _TWO_FDS.unpack(fds)

@@ -17,7 +17,7 @@ def with_affinity(
     served: Served,
     slot: int,
     headers: Callable[[Served, str], Sequence[tuple[str, str]]] | None,
-    begin: Callable[[Served], bool],
+    count: Callable[[Served], bool | None],
 ) -> Any:
     """Return an application that sees slot and key in its scope, and whose responses have our own header fields.
 
@@ -27,13 +27,13 @@ def with_affinity(
         slot: the worker's
         headers: returns our header fields for a response, given the connection and the URL's scheme; None if there are
             none
-        begin: called for each request; it tells whether the connection may stay open
+        count: called for each request; it tells whether the connection has to close
     """
 
     # No coroutine: that would be one more frame in each of the application's steps.
     def asgi(scope: dict[str, Any], receive: Any, send: Any) -> Any:
         scope.setdefault("extensions", {})["gunicorn_sticky"] = {"slot": slot, "key": str(served.key)}
-        if not begin(served) and scope["type"] == "http":
+        if count(served) and scope["type"] == "http":
             send = _with_headers(_CLOSE, send)
         if headers is not None:
             scheme = scope.get("scheme")

@@ -18,7 +18,6 @@ from gunicorn.workers.gasgi import ASGIWorker
 
 from .asyncio_protocol import ANSWERING, RECEIVING, THROUGH, StickyProtocol
 from .asyncio_worker import AsyncioStickyWorker
-from .core import StickyWorker
 from .served import Served
 
 
@@ -34,11 +33,51 @@ class _WithoutProxy:
         return getattr(self._cfg, name)
 
 
+class _Lasting:
+    """A worker as protocols behind the gate see it: one that goes on.
+
+    Gunicorn's protocol looks at the end of a response whether its worker does, and if not closes a connection that was
+    to stay open. But its client may have sent the next request already, and the gate can hand that over.
+
+    Args:
+        worker: the true one
+    """
+
+    alive = True
+    #: `count_request` counts, when a request begins.
+    nr = 0
+    max_requests = sys.maxsize
+
+    def __init__(self, worker: ASGIStickyWorker) -> None:
+        self._worker = worker
+        # For each request.
+        self.loop, self.state = worker.loop, worker.state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    @property
+    def nr_conns(self) -> int:
+        """The worker's connections."""
+        return int(self._worker.nr_conns)
+
+    @nr_conns.setter
+    def nr_conns(self, value: int) -> None:
+        self._worker.nr_conns = value
+
+
+def _for(worker: ASGIStickyWorker, hook: Any) -> Any:
+    """Return a hook that is called with a worker itself."""
+    return hook and (lambda _worker, *args: hook(worker, *args))
+
+
 class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
     """Gunicorn's protocol with the gate before it."""
 
     cfg: Any
     worker: Any
+    _pre_request: Any
+    _post_request: Any
     _sticky_worker: ASGIStickyWorker
     _request_ready: Any
 
@@ -47,8 +86,7 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         self.app = worker.application(served)
         if self._stage is not THROUGH:
             self.worker = worker.lasting
-        #: Whether the worker drained already when the request came, so that its response says that it closes.
-        self._is_last = False
+            self._pre_request, self._post_request = _for(worker, self._pre_request), _for(worker, self._post_request)
 
     def connection_made(self, transport: Any) -> None:
         """Begin (`asyncio.BaseProtocol.connection_made`)."""
@@ -83,21 +121,18 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         self._cancel_keepalive_timer()
 
     def _on_headers_complete(self) -> Any:
-        result = super()._on_headers_complete()
+        result = ASGIProtocol._on_headers_complete(self)
         if self._proxy_protocol != "off" and self._served.proxy is None:
             self._served.proxy = getattr(self._callback_parser, "proxy_protocol_info", None)
         request = self._current_request
         if self._h2c_upgrade_settings is not None or (request.may_upgrade() and self._is_websocket_upgrade(request)):
             self._pass()
-        elif self._stage is not THROUGH:
-            self._is_last = not self._sticky_worker.count_request()
+        elif self._stage is not THROUGH and self._sticky_worker.count_request():
+            self._keepalive = 0  # as the worker drains already, the response says that it closes
         return result
 
-    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
-        return self._is_last or bool(super()._will_close(request, response_requires_close))
-
     def _on_message_complete(self) -> None:
-        super()._on_message_complete()
+        ASGIProtocol._on_message_complete(self)
         if self._stage is RECEIVING:
             self._stage = ANSWERING
 
@@ -110,10 +145,10 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
 
     def is_reset(self) -> None:
         """The parser is ready for the next request."""
-        if self._feed:
+        if self._feed is not None:
             self._loop.call_soon(self._go_on)  # when Gunicorn waits for the request
-        else:
-            self._go_on()
+        elif not self._closed:
+            self._response_is_complete()
 
     def _go_on(self) -> None:
         if not self._closed:
@@ -138,7 +173,7 @@ class _RequestReady(asyncio.Event):
 
     def clear(self) -> None:
         """Wait for the next request from now on."""
-        super().clear()
+        asyncio.Event.clear(self)
         self._protocol.is_reset()
 
 
@@ -180,8 +215,7 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
 
     async def _serve(self) -> None:
         #: This worker, as protocols see it.
-        self.lasting = object.__new__(_Lasting)
-        self.lasting.__dict__ = self.__dict__
+        self.lasting = _Lasting(self)
         ASGIProtocol._check_h1c_protocol_available()  # keeps what it finds in the class that it is called on
         if self._seat:
             self.sockets = [_Listener()]
@@ -221,16 +255,3 @@ class ASGIStickyWorker(AsyncioStickyWorker, ASGIWorker):  # type: ignore[misc]
         """End at once on SIGQUIT and SIGINT (`gunicorn.workers.gasgi.ASGIWorker.handle_quit_signal`)."""
         self._is_told = True
         super().handle_quit_signal()
-
-
-class _Lasting(ASGIStickyWorker):
-    """A worker as protocols behind the gate see it: one that goes on.
-
-    Gunicorn's protocol looks at the end of a response whether its worker does, and if not closes a connection that was
-    to stay open. But its client may have sent the next request already, and the gate can hand that over.
-    """
-
-    alive = property(lambda self: True, StickyWorker.alive.fset)  # type: ignore[attr-defined]
-    #: `count_request` counts, when a request begins.
-    nr = property(lambda self: 0, lambda self, value: None)
-    max_requests = property(lambda self: sys.maxsize)

@@ -111,7 +111,7 @@ class StickyProtocol(asyncio.Protocol):
         stage = self._stage
         if stage is BETWEEN:
             if self._head is None and self._gate.stays(self._served, data):
-                self._serve(data)
+                self._receive(data)
             else:
                 self._look(data)
         elif stage is RECEIVING:
@@ -128,7 +128,8 @@ class StickyProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End (`asyncio.BaseProtocol.connection_lost`)."""
         self._stage = LEAVING
-        self._set_timer(None)
+        if self._timer is not None:
+            self._set_timer(None)
         self._sticky_worker.disconnected(self._served)
         super().connection_lost(exc)
 
@@ -158,10 +159,14 @@ class StickyProtocol(asyncio.Protocol):
 
     def _response_is_complete(self) -> None:
         """A message has been answered, maybe before its end."""
-        if self._stage is ANSWERING:
-            self._end_cycle()
-        else:
+        if self._stage is not ANSWERING:
             self._is_answered = True
+        elif self._feed is None:
+            self._stage = BETWEEN
+            if self._is_counted:
+                self._load.waits(self._served)
+        else:
+            self._end_cycle()
 
     def _pass_the_rest(self) -> None:
         """Let all that is held, and all that follows, pass: the connection has been upgraded."""
@@ -173,20 +178,18 @@ class StickyProtocol(asyncio.Protocol):
 
     # --- messages ---
 
-    def _serve(self, data: bytes | bytearray) -> None:
-        """Let a later request be served here, whose first bytes these are."""
-        self._stage = RECEIVING
-        if self._is_counted:
-            self._load.goes_on(self._served)
-        self._receive(data)
-
     def _receive(self, data: bytes | bytearray) -> None:
-        """Give the parser what it may see of what has arrived."""
+        """Give the parser what it may see of what has arrived; it may be the beginning of a request."""
+        if self._stage is BETWEEN:
+            self._stage = RECEIVING
+            if self._is_counted:
+                self._load.goes_on(self._served)
         feed = self._feed
         if feed is None:
             if is_head(data):  # and nothing else, as most requests are
                 self._parse(data)
-                self._settle()
+                if self._stage is not ANSWERING or self._is_answered or self._has_more():
+                    self._settle()
                 return
             feed = self._feed = Feed()
         feed.push(data)
@@ -237,7 +240,7 @@ class StickyProtocol(asyncio.Protocol):
         self._head = None
         self._set_timer(None)
         if decision is SERVE:
-            self._serve(head.data)
+            self._receive(head.data)
         elif isinstance(decision, HandOver):
             self._sticky_worker.explain(self._served, decision)
             self._hand_over(decision, bytes(head.data))

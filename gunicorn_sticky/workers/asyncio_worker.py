@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..broadcast import asyncio_driver, thread_driver
 from ..shared import current
 from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal, is_silent
-from ..shared.unpatched import epoll, socketpair
+from ..shared.unpatched import BareSocket, epoll, socketpair
 from . import asgi, response
 from .asyncio_inbox import Inbox
 from .asyncio_protocol import StickyProtocol
@@ -48,6 +48,14 @@ class Released:
         return self._event.is_set()
 
 
+class _Client(socket.socket):
+    """A client's socket. A loop asks for its family and type, and to look up a member of an enumeration takes long."""
+
+    __slots__ = ()
+    family = BareSocket.family  # type: ignore[assignment]
+    type = BareSocket.type  # type: ignore[assignment]
+
+
 class AsyncioStickyWorker(StickyWorker):
     """The base of such kinds: they call `_open` when they are ready, and `drain` when they have been told to end.
 
@@ -65,7 +73,8 @@ class AsyncioStickyWorker(StickyWorker):
         #: The slot's first.
         self._inboxes: list[Inbox] = []
         self._protocols: dict[Served, Any] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: Connections that begin.
+        self._tasks: dict[asyncio.Task[Any], tuple[socket.socket, Served]] = {}
         super().__init__(*args, seat=seat, **kwargs)
         if seat:
             self.sockets: list[Any] = []
@@ -150,26 +159,32 @@ class AsyncioStickyWorker(StickyWorker):
         served = Served(info)
         self._protocols[served] = protocol = self._new_protocol(served)
         self.load.connected(served)
-        client = socket.socket(family(info), socket.SOCK_STREAM, 0, fd)
-        task = self._loop.create_task(self._begin_serving(client, served, protocol))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        client = _Client(family(info), socket.SOCK_STREAM, 0, fd)
+        if self.admits:
+            begins = self._admit_and_serve(client, served, protocol)
+        else:
+            begins = self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
+        task = self._loop.create_task(begins)
+        self._tasks[task] = client, served
+        task.add_done_callback(self._has_begun)
 
-    async def _begin_serving(self, client: socket.socket, served: Served, protocol: StickyProtocol) -> None:
-        refusal = await self._admit(served) if self.admits else None
+    async def _admit_and_serve(self, client: socket.socket, served: Served, protocol: StickyProtocol) -> None:
+        refusal = await self._admit(served)
         if refusal and not (served.info.unread or self.cfg.is_ssl) and is_silent(client.fileno()):
-            client.close()
-            self.disconnected(served)
-            return
+            raise ConnectionAbortedError("refused, and it has asked nothing")
+        await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
+        if refusal:
+            protocol.refuse(refusal)
+
+    def _has_begun(self, task: asyncio.Task[Any]) -> None:
+        """Let go of a connection if it could not be served."""
+        client, served = self._tasks.pop(task)
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
-        except (OSError, asyncio.TimeoutError) as error:  # of TLS, or the client has gone
+            task.result()
+        except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:  # of TLS, or the client has gone
             self.log.debug("A connection has failed: %s", error)
             client.close()
             self.disconnected(served)
-            return
-        if refusal:
-            protocol.refuse(refusal)
 
     def _new_protocol(self, served: Served) -> StickyProtocol:
         """Return what serves a connection."""
@@ -177,20 +192,15 @@ class AsyncioStickyWorker(StickyWorker):
 
     def application(self, served: Served) -> Any:
         """Return the ASGI application, as a connection's requests are to see it."""
-        return asgi.with_affinity(self._application, served, self.slot, self._headers, self._begin_request)
-
-    def _begin_request(self, served: Served) -> bool:
-        """Count a request, and tell whether its connection may stay open."""
-        self.load.requested(served)
-        return True
+        return asgi.with_affinity(self._application, served, self.slot, self._headers, self.load.requested)
 
     def count_request(self) -> bool:
-        """Count a request for `max_requests`, as Gunicorn's own workers do, and tell whether this worker goes on."""
+        """Count a request for `max_requests`, as Gunicorn's own workers do, and tell whether this worker ends."""
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-        return self.alive
+        return not self._flags[0]  # self.alive, without a call
 
     def disconnected(self, served: Served) -> None:
         """A connection has ended."""

@@ -24,14 +24,14 @@ class _UvicornProtocol(StickyProtocol):
     headers: list[tuple[bytes, bytes]]
     cycle: Any
     ws_protocol_class: Any
+    # The server's own, see `http`: to call them so is faster than by `super`.
+    _parse: Any
+    message_complete: Any
+    response_complete: Any
 
     def __init__(self, worker: Worker, served: Served, /, **kwargs: Any) -> None:
         super().__init__(worker, served, **kwargs)
         self.app = worker.application(served)
-        if self.ws_protocol_class is not None:
-            self.ws_protocol_class = functools.partial(web_socket(self.ws_protocol_class), worker, served)
-
-    _parse: Any
 
     def _body_length(self) -> int | None:
         length = None
@@ -50,12 +50,15 @@ class _UvicornProtocol(StickyProtocol):
 
     def on_response_complete(self) -> None:
         """A response has been sent (`uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete`)."""
-        super().on_response_complete()  # type: ignore[misc]
-        if not self.transport.is_closing():
+        self.response_complete()
+        if self._feed is None or not self.transport.is_closing():
             self._response_is_complete()
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
         """Let another protocol go on (`uvicorn.protocols.http.h11_impl.H11Protocol.handle_websocket_upgrade`)."""
+        self.ws_protocol_class = functools.partial(
+            web_socket(self.ws_protocol_class), self._sticky_worker, self._served
+        )
         super().handle_websocket_upgrade(*args)  # type: ignore[misc]
         self._pass_the_rest()
 
@@ -84,7 +87,7 @@ class _ByHttpTools(_UvicornProtocol):
 
     def on_message_complete(self) -> None:
         """A request has ended (`httptools.HttpRequestParser`)."""
-        super().on_message_complete()  # type: ignore[misc]
+        self.message_complete()
         if self._stage is RECEIVING:
             self._stage = ANSWERING
 
@@ -121,4 +124,9 @@ def http(base: type) -> type:
         raise RuntimeError(
             f"uvicorn's {base.__name__} cannot be sticky: set http to 'h11' or 'httptools' in CONFIG_KWARGS"
         )
-    return type(f"Sticky{base.__name__}", (adapter, base), {"_parse": base.data_received})
+    own = {
+        "_parse": base.data_received,
+        "message_complete": getattr(base, "on_message_complete", None),
+        "response_complete": base.on_response_complete,
+    }
+    return type(f"Sticky{base.__name__}", (adapter, base), own)

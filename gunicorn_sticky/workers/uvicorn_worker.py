@@ -15,6 +15,7 @@ from gunicorn.errors import ConfigError
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
+from . import asgi
 from .asyncio_worker import AsyncioStickyWorker
 from .served import Served
 from .uvicorn_protocols import http
@@ -124,7 +125,11 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
         self._arguments = {"config": config, "server_state": server.server_state, "app_state": server.lifespan.state}
         self._open()
 
-    def _begin_request(self, served: Served) -> bool:
+    def application(self, served: Served) -> Any:
+        """Return the ASGI application, as a connection's requests are to see it."""
+        return asgi.with_affinity(self._application, served, self.slot, self._headers, self._count)
+
+    def _count(self, served: Served) -> bool:
         self.load.requested(served)
         return self.count_request()
 
