@@ -105,7 +105,7 @@ class Board:
     @property
     def is_active_master(self) -> bool:
         """Whether it is this master that accepts connections, and not the other one, whatever the cell contains."""
-        return min(self._all[0], 1) == self.half
+        return (self._all[0] > 0) == self.half
 
     def become_active_master(self) -> None:
         """Let this master accept, and the other one not."""
