@@ -2,6 +2,9 @@
 
 It owns the listeners and never accepts; it reads no byte of a client. Workers get the channel of their slot instead of
 the listeners. Differences between Gunicorn's versions that matter here are met in this file and nowhere else.
+
+What the dispatcher takes is loaded before the first worker is forked: what the arbiter writes to its memory later is a
+copy, and workers share that with the dispatcher no more.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from gunicorn.errors import ConfigError, HaltServer
 from gunicorn.pidfile import Pidfile
 
 from .. import configuration, settings
+from ..dispatcher import process as dispatcher
 from ..shared import logs
 from ..shared.board import RUNNING, STOPPED, STOPPING
 from ..status.listener import StatusSocket
@@ -212,8 +216,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._dispatchers.keep(wanted if self.LISTENERS and self.num_workers else None)
 
     def _new_dispatcher(self, made_for: tuple[Any, tuple[Any, ...], int, tuple[Any, ...]]) -> Body:
-        from ..dispatcher.process import run  # here, so that the first workers need not have it
-
         _, listeners, slots, _ = made_for  # num_workers may be changed by another thread, that of the control socket
         self._resources.open(slots, configuration.affinity(self.cfg).by_session)
         fds = [listener.fileno() for listener in listeners]
@@ -223,7 +225,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         def dispatch(heartbeat: Callable[[], None]) -> None:
             if self._sockets.status:
                 self._sockets.status.close()
-            run(plan, self.log, heartbeat)
+            dispatcher.run(plan, self.log, heartbeat)
 
         return dispatch
 

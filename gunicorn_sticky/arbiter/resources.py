@@ -8,10 +8,12 @@ import os
 import resource
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import configuration
 from ..broadcast.cluster import Cluster
+from ..dispatcher.balancing import Channels
+from ..dispatcher.loop import Plan
 from ..routing.hashing import SECRET_SIZE
 from ..routing.session_ids import OWNERS
 from ..shared.board import RUNNING, Board, MasterBoard
@@ -21,9 +23,6 @@ from ..workers.seat import Seat
 from .channels import MasterChannels
 from .sockets import Sockets
 from .upgrade import Inheritance
-
-if TYPE_CHECKING:
-    from ..dispatcher.loop import Plan
 
 
 class Resources:
@@ -105,10 +104,6 @@ class Resources:
             timeout: Gunicorn's setting; 0 is no limit
             other: the half of the board that is another master's
         """
-        # Here, so that the first workers need not have them.
-        from ..dispatcher.balancing import Channels
-        from ..dispatcher.loop import Plan
-
         channels = self.channels
         self.board.count = slots
         self.board.phase = RUNNING
