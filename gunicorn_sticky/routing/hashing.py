@@ -12,6 +12,7 @@ Pure. A key falls into one of `BUCKETS` buckets, and a table gives each bucket a
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
 
 SECRET_SIZE = 16
@@ -24,18 +25,18 @@ _PART = BUCKETS // _NEIGHBOURS
 _STEP = 159
 
 
-def _assign(count: int) -> list[int]:
+def _assign(count: int) -> array[int]:
     """Return the slot of each bucket."""
-    buckets_of = [list(range(BUCKETS))]
+    buckets_of = [array("H", range(BUCKETS))]  # each worker has one: a list would take 20 times as much
     for slot in range(1, count):
         share, rest = divmod(BUCKETS, slot + 1)
-        taken = []
+        taken = array("H")
         for other, buckets in enumerate(buckets_of):
             keep = share + (other < rest)
             taken += buckets[keep:]
             del buckets[keep:]
         buckets_of.append(taken)
-    table = [0] * BUCKETS
+    table = array("H", bytes(2 * BUCKETS))
     for slot, buckets in enumerate(buckets_of):
         for bucket in buckets:
             table[bucket] = slot

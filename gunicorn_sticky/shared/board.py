@@ -60,13 +60,20 @@ class Board:
         fd: the memory of a table that is there already; else a new one is made
         half: 0 or 1
         access: as `mmap.mmap` has it
+        cells: the memory, if it is mapped already
     """
 
-    def __init__(self, fd: int | None = None, half: int = 0, access: int = mmap.ACCESS_WRITE) -> None:
+    def __init__(
+        self,
+        fd: int | None = None,
+        half: int = 0,
+        access: int = mmap.ACCESS_WRITE,
+        cells: memoryview | None = None,
+    ) -> None:
         #: The descriptor of the memory.
         self.fd = memory.create(NAME, SIZE) if fd is None else fd
         self.half = half
-        self._use(memoryview(mmap.mmap(self.fd, SIZE, access=access)).cast("Q"))
+        self._use(cells or memoryview(mmap.mmap(self.fd, SIZE, access=access)).cast("Q"))
         self._generation = self._cells[_GENERATION]
         if fd is None:
             self.phase = RUNNING
@@ -75,7 +82,7 @@ class Board:
 
     def other(self) -> Board:
         """Return the other half."""
-        return Board(self.fd, 1 - self.half)
+        return Board(self.fd, 1 - self.half, cells=self._all)
 
     def detach(self) -> None:
         """Go on with a copy that is this process's own: nobody else sees what is written here."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import marshal
+import mmap
 import os
 import struct
 import sys
@@ -71,8 +72,8 @@ class Channel:
 
     def __init__(self, ends: tuple[BareSocket, BareSocket] | None = None) -> None:
         self._out, self._in = ends or socketpair(AF_UNIX, _KIND)
-        #: Where the receiver receives.
-        self._buffer: bytearray | None = None
+        #: Where the receiver receives: of a mapping, only those pages cost memory that a message has reached.
+        self._buffer: mmap.mmap | None = None
 
     @classmethod
     def inherited(cls, sender: int, receiver: int) -> Channel:
@@ -123,7 +124,7 @@ class Channel:
         finally:
             close(spare)
         if self._buffer is None:
-            self._buffer = bytearray(_MESSAGE_SIZE)
+            self._buffer = mmap.mmap(-1, _MESSAGE_SIZE, mmap.MAP_PRIVATE)
         try:
             _size, ancillary, _flags, _address = self._in.recvmsg_into([self._buffer], _FD_SPACE, _RECEIVING)
         except BlockingIOError:
