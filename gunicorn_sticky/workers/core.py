@@ -74,6 +74,8 @@ class StickyWorker:
         self._seat = seat
         self.slot = seat.slot if seat else 0
         self.seat = seat.number if seat else 0
+        if seat:
+            self._prepare(seat)
 
     @classmethod
     def setup(cls) -> None:
@@ -140,6 +142,14 @@ class StickyWorker:
         self._is_told = True
         super().handle_exit(sig, frame)  # type: ignore[misc]
 
+    def _prepare(self, seat: Seat) -> None:
+        """Make what needs no process of its own, in the arbiter: there its memory, and that of the code, is shared."""
+        affinity = configuration.affinity(self.cfg)
+        self._reader = reader(affinity, seat.secret, self.refuser(self.cfg))
+        self.gate = Gate(self._reader, seat, lambda: not self.alive)
+        self.load = self.load_class(seat, affinity.by_session)
+        self._limited = LimitedLog(self.log)
+
     def init_process(self) -> None:
         """Prepare the process (`gunicorn.workers.base.Worker.init_process`)."""
         self.cfg = CachedConfig(self.cfg)
@@ -151,15 +161,11 @@ class StickyWorker:
         """Be the worker in a seat."""
         seat.leave()
         os.environ["GUNICORN_STICKY_SLOT"] = str(self.slot)
-        affinity = configuration.affinity(self.cfg)
-        self.gate = Gate(reader(affinity, seat.secret, self.refuser(self.cfg)), seat, lambda: not self.alive)
-        self.load = self.load_class(seat, affinity.by_session)
-        self._limited = LimitedLog(self.log)
         self._traces = logging.getLogger("gunicorn.error").isEnabledFor(logging.DEBUG)
         #: Whether anybody wants to see a connection before its first request.
-        self.admits = self.cfg.sticky_sync or "sticky_connection" in settings.given(self.cfg)
+        self.admits = self.cfg.sticky_sync or self.cfg.sticky_connection is not settings.StickyConnection.default
         seat.metrics.pid.set(os.getpid())
-        if affinity.by_session:
+        if self._reader.affinity.by_session:
             current.minter = Minter(Ids(seat.secret), seat.owner, self.load.minted)
             for framework in (engineio, mcp, nicegui):
                 framework.own_ids()

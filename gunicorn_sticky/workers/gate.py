@@ -91,9 +91,9 @@ class Gate:
         self._due = -math.inf
         #: When to look at the loads again, if there was nothing to be gained.
         self._look_at = -math.inf
-        self._slots = Slots(seat.secret, 1)
-        #: How many there are of them.
-        self._count = 1
+        self._slots: Slots
+        #: How many there are of them; none until a request asks for them.
+        self._count = 0
 
     def stays(self, served: Served, data: bytes) -> bool:
         """Tell at once, without reading a key, whether the next request is served here as the last one was.

@@ -64,11 +64,11 @@ class WaitingConnections:
         cfg = worker.cfg
         #: Whether later requests can be handed over.
         self._has_gate = not cfg.is_ssl
-        self._silent = Deadlines[ThreadConnection](SILENCE + cfg.keepalive, self.drop)
-        self._heads = Deadlines[ThreadConnection](cfg.sticky_header_timeout, self._refuse_slow)
-        self._slow = Deadlines[ThreadConnection](limits.SLOW, self._watch_head)
-        self._lingering = Deadlines[ThreadConnection](LINGER, self._close)
-        self._returning = Deadlines[functools.partial[None]](limits.RETRY, lambda again: again())
+        self._silent: Deadlines[ThreadConnection] = Deadlines(SILENCE + cfg.keepalive, self.drop)
+        self._heads: Deadlines[ThreadConnection] = Deadlines(cfg.sticky_header_timeout, self._refuse_slow)
+        self._slow: Deadlines[ThreadConnection] = Deadlines(limits.SLOW, self._watch_head)
+        self._lingering: Deadlines[ThreadConnection] = Deadlines(LINGER, self._close)
+        self._returning: Deadlines[functools.partial[None]] = Deadlines(limits.RETRY, lambda again: again())
         self.deadlines: tuple[Deadlines[Any], ...] = (
             self._silent,
             self._heads,

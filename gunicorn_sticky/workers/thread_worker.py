@@ -69,14 +69,16 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     # --- its life ---
 
+    def _prepare(self, seat: Seat) -> None:
+        super()._prepare(seat)
+        self._waiting = WaitingConnections(self, self._served, seat.returns)
+        self._held: Deadlines[ThreadConnection] = Deadlines(self.cfg.sticky_sync_timeout, self._refuse_held)
+        self._no_files: Deadlines[ThreadInbox] = Deadlines(NO_FILES, lambda _: self._watch_inboxes())
+        self._deadlines: tuple[Deadlines[Any], ...] = (*self._waiting.deadlines, self._held, self._no_files)
+
     def _begin(self, seat: Seat) -> None:
         super()._begin(seat)
         current.cluster = seat.cluster, thread_driver.messages, self.log
-        cfg = self.cfg
-        self._waiting = WaitingConnections(self, self._served, seat.returns)
-        self._held = Deadlines[ThreadConnection](cfg.sticky_sync_timeout, self._refuse_held)
-        self._no_files = Deadlines[ThreadInbox](NO_FILES, lambda _: self._watch_inboxes())
-        self._deadlines: tuple[Deadlines[Any], ...] = (*self._waiting.deadlines, self._held, self._no_files)
 
     def run(self) -> None:
         """Serve (`gunicorn.workers.gthread.ThreadWorker.run`)."""

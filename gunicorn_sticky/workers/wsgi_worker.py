@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .seat import Seat
 
 
+#: Any head of a request.
+_HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
 class WSGIStickyWorker(StickyWorker):
     """The base of such kinds."""
 
@@ -28,6 +32,11 @@ class WSGIStickyWorker(StickyWorker):
         #: By the client's socket.
         self._served: dict[Any, Served] = {}
         super().__init__(*args, seat=seat, **kwargs)
+
+    def _prepare(self, seat: Seat) -> None:
+        super()._prepare(seat)
+        with contextlib.suppress(RuntimeError):  # a parser that is missing is the workers' affair
+            self.refuser(self.cfg)(_HEAD)  # loads what Gunicorn's parser takes
 
     def _begin(self, seat: Seat) -> None:
         super()._begin(seat)
