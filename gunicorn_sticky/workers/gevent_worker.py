@@ -16,6 +16,7 @@ from ..shared import current, logs
 from ..shared.unpatched import socketpair
 from .blocking import BlockingStickyWorker
 from .gevent_inbox import GeventInbox, InboxServer, OwnInboxServer
+from .gevent_patching import memory_stays_shared
 
 if TYPE_CHECKING:
     from .seat import Seat
@@ -61,7 +62,8 @@ class GeventStickyWorker(BlockingStickyWorker, GeventWorker):  # type: ignore[mi
             super().patch()
             return
         inboxes, self.sockets = self.sockets, []
-        super().patch()
+        with memory_stays_shared():
+            super().patch()
         self.sockets = inboxes
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
