@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 from collections.abc import Iterator
@@ -32,10 +33,13 @@ KINDS = ("gevent_", "thread_", "asgi_", "uvicorn_")
 OWN_PROCESSES = {"status.server"}
 
 PACKAGE = Path(gunicorn_sticky.__file__).parent
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
-    for path in PACKAGE.rglob("*.py")
-}
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+@functools.cache
+def parsed(module: str) -> ast.Module:
+    """Return what a module says; not every process that collects these tests runs them."""
+    return ast.parse(MODULES[module].read_text())
 
 
 def room(module: str) -> str:
@@ -44,7 +48,7 @@ def room(module: str) -> str:
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
     """Yield what a module imports, ours without the package's name, and whether it is ours; also in functions."""
-    for node in ast.walk(MODULES[module]):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             yield from ((name.name, False) for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
