@@ -158,13 +158,14 @@ class Connection:
 class Client:
     """One of those who send requests, with one request at a time."""
 
-    def __init__(self, name: str, keeps: bool) -> None:
+    def __init__(self, name: str, keeps: bool, requests: int = 0) -> None:
         self.name = name
         self.keeps = keeps
         self.session = "new"
         #: The pid of the worker that minted the session.
         self.owner: int | None = None
-        self.requests = 0
+        #: Of this session; some begin with more than they have sent, so that not all sessions end at once.
+        self.requests = requests
         #: As in the header, and the pid of the worker that set it.
         self.cookie: str | None = None
         self.cookie_owner: int | None = None
@@ -174,7 +175,9 @@ class Load:
     def __init__(self, port: int, by: str, rate: float, clients: int, others: int, mixed: bool = False) -> None:
         self.port, self.by, self.rate, self.mixed = port, by, rate, mixed
         names = addresses(clients + 2 * others)
-        self.idle = deque(Client(name, number % 2 == 1) for number, name in enumerate(names[:clients]))
+        self.idle = deque(
+            Client(name, number % 2 == 1, number // 2 % SESSION) for number, name in enumerate(names[:clients])
+        )
         self.pollers = [Client(name, True) for name in names[clients : clients + others]]
         self.sockets = [Client(name, False) for name in names[clients + others :]]
         #: Idle connections by client, or by None if they are shared.
