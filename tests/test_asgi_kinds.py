@@ -50,7 +50,10 @@ if version_info >= (27, 0, 1):
 KEYS = [f"10.0.0.{n}" for n in range(12)]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"asgi_kinds {name}")) for name in VARIANTS],
+)
 def variant(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found

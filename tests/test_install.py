@@ -153,7 +153,8 @@ def regular(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """With all that it depends on."""
     folder = tmp_path_factory.mktemp("regular")
     python, _packages = make_venv(folder)
-    pip("--python", python, "install", "--quiet", wheel, GUNICORN)
+    # Python compiles what is imported, which is less than all.
+    pip("--python", python, "install", "--quiet", "--no-compile", wheel, GUNICORN)
     return Install(python, folder / "bin")
 
 
@@ -171,7 +172,7 @@ def editable(regular: Install, source: Path, tmp_path_factory: pytest.TempPathFa
     """`pip install -e .`"""
     folder = tmp_path_factory.mktemp("editable")
     python, packages = make_venv(folder)
-    pip("--python", python, "install", "--quiet", "--no-deps", "--editable", source, GUNICORN)
+    pip("--python", python, "install", "--quiet", "--no-compile", "--no-deps", "--editable", source, GUNICORN)
     borrow(regular, packages)
     install = Install(python, folder / "bin")
     assert install.run("python -c", "import gunicorn_sticky; print(gunicorn_sticky.__file__)").startswith(str(source))
@@ -184,7 +185,7 @@ def target(regular: Install, wheel: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("target")
     python, packages = make_venv(folder)
     target = folder / "target"
-    pip("--python", python, "install", "--quiet", "--no-deps", "--target", target, wheel, GUNICORN)
+    pip("--python", python, "install", "--quiet", "--no-compile", "--no-deps", "--target", target, wheel, GUNICORN)
     borrow(regular, packages)
     return Install(python, target / "bin", {"PYTHONPATH": str(target)})
 
