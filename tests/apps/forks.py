@@ -11,6 +11,8 @@ from typing import Any
 
 from waiting import wait_until
 
+from gunicorn_sticky.shared.unpatched import sleep as block
+
 #: Set by a hook of Gunicorn's.
 WORKER: Any = None
 
@@ -51,7 +53,8 @@ def wait():
 
 
 def stay():
-    wait_until(lambda: os.path.exists("over"))
+    # In a child that lets gevent run, the code of Gunicorn's worker soon sees that its parent is another one, and ends.
+    wait_until(lambda: os.path.exists("over"), sleep=block)
 
 
 def fork():

@@ -6,10 +6,10 @@ import time
 LONGEST = 120
 
 
-def wait_until(condition):
+def wait_until(condition, sleep=time.sleep):
     """Return as soon as ``condition()`` is true, under gevent as well."""
     deadline = time.monotonic() + LONGEST
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError("the test has not ended this wait")
-        time.sleep(0.01)
+        sleep(0.01)
