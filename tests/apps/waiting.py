@@ -6,8 +6,8 @@ import time
 LONGEST = 120
 
 
-def wait_until(condition, sleep=time.sleep):
-    """Return as soon as ``condition()`` is true, under gevent as well."""
+def wait_until(condition, sleep=lambda seconds: time.sleep(seconds)):
+    """Return as soon as ``condition()`` is true, under gevent as well, which replaces `time.sleep` later."""
     deadline = time.monotonic() + LONGEST
     while not condition():
         if time.monotonic() > deadline:
