@@ -205,9 +205,11 @@ class Chain:
     def kill(self, kind: str) -> None:
         """Kill a worker of each master, or their dispatchers."""
         for master in filter(None, (self.old, self.new)):
-            alive = [pid for pid in self.server.booted(kind) if is_running(pid) and parent(pid) == master]
-            for pid in alive[:1]:
-                os.kill(pid, signal.SIGKILL)
+            for pid in self.server.booted(kind):
+                with contextlib.suppress(OSError):  # it ends by itself
+                    if is_running(pid) and parent(pid) == master:
+                        os.kill(pid, signal.SIGKILL)
+                        break
 
     def kill_worker_and_dispatcher(self) -> None:
         """A worker dies, and so does whoever routes what it has not taken."""
