@@ -180,12 +180,16 @@ class Server:
 
     def children(self) -> dict[int, str]:
         """Return the processes that the master has forked: their titles, by pid."""
-        found = {}
+        pids: list[str] = []
         with contextlib.suppress(OSError):  # it has ended
             for thread in os.listdir(f"/proc/{self.pid}/task"):
-                for pid in Path(f"/proc/{self.pid}/task/{thread}/children").read_text().split():
-                    if stat(pid)[0] != "Z":
-                        found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+                with contextlib.suppress(OSError):
+                    pids += Path(f"/proc/{self.pid}/task/{thread}/children").read_text().split()
+        found = {}
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if stat(pid)[0] != "Z":
+                    found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
         return found
 
     def booted(self, kind: str) -> list[int]:
