@@ -228,7 +228,7 @@ class StickyProtocol(asyncio.Protocol):
             held, self._feed = self._feed.take(), None
             self._read(True)
             if held:
-                self._look(held)
+                self.data_received(held)
 
     def _look(self, data: bytes) -> None:
         """Look at the head of a later request, and act on what the gate decides."""
