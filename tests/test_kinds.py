@@ -197,11 +197,18 @@ def test_a_full_worker_leaves_the_rest_in_its_channel(kind: Kind):
     """There, others see it; and nobody else waits."""
     with Server(*kind.args, *kind.limit(2), "-w", "2", kind.app("whoami")) as server:
         full, other = client_of(server, 0), client_of(server, 1)
-        with answers(6, lambda _: server.who(path="/hold", source=full, timeout=60)) as found:
+
+        def hold(_number: int) -> Any:
+            return server.who(path="/hold", source=full, timeout=60)
+
+        # The two first: until its head arrives, a connection has no thread, and another one may be taken beside it.
+        with answers(2, hold) as first, contextlib.ExitStack() as stack:
+            server.wait_for_log("^held", count=2)
+            others = stack.enter_context(answers(4, hold))
             wait_for(lambda: waiting(server) == 4, "four of six to wait")
             assert server.who(source=other)["slot"] == 1
             (server.folder / "release").touch()
-        assert {who["slot"] for who in found} == {0}
+        assert [who["slot"] for who in first + others] == [0] * 6
         wait_for(lambda: waiting(server) == 0, "nobody to wait")
 
 
