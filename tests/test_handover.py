@@ -90,7 +90,7 @@ def together(count: int, function, *args) -> None:
         raise wrong[0]
 
 
-@pytest.mark.parametrize(("kind", "workers", "requests"), one_each([(2, 50), (4, 100), (8, 50)], [(4, 50)]))
+@pytest.mark.parametrize(("kind", "workers", "requests"), one_each([(2, 50), (4, 250), (8, 50)], [(4, 50)]))
 def test_mixed_keys_on_kept_alive_connections(kind: Kind, workers: int, requests: int):
     """Each request is served once, in order, by its key's worker; hooks and access log see it there and only there."""
     requests = int(os.environ.get("STICKY_REQUESTS", requests))

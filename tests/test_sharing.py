@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.harness import Server, clean_env
+from support.harness import PATIENCE, Server, clean_env
 
 KINDS = ("gevent", "threads")
 CLASSES = {"gevent": "gunicorn_sticky.GeventStickyWorker", "threads": "gunicorn_sticky.ThreadStickyWorker"}
@@ -82,7 +82,7 @@ def test_a_preloaded_application_stays_shared(tmp_path: Path, kind: str, freezes
 def run(folder: Path, code: str) -> str:
     """Run a program that finds modules in a folder, and return what it has to say."""
     env = clean_env({"PYTHONPATH": str(folder)})
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -113,13 +113,9 @@ def succeeded(result: dict[str, Any], by: str, mode: str) -> bool:
 
 @pytest.mark.usefixtures("node_modules")
 def test_every_client_connects_and_stays(server: Server, by: str):
-    """150 at once: 50 in each mode, half of them in Python, the others in JavaScript.
-
-    By session 60: all of them are counted together, and are spread by what each worker has, not by chance.
-    """
-    number = 10 if by == "session" else 25
+    """150 at once: 50 in each mode, half of them in Python, the others in JavaScript."""
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda client: connect(client, server, by, number=number), (PYTHON, JAVASCRIPT)))
+        found = list(pool.map(lambda client: connect(client, server, by), (PYTHON, JAVASCRIPT)))
     modes = [itertools.chain(*(results[mode] for results in found)) for mode in MODES]
     # By session, a worker that is busy with the clients of one mode gets fewer of another's.
     for results in [itertools.chain(*modes)] if by == "session" else modes:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import BIN, STICKY, Server, addresses, descriptors, wait_for
+from support.harness import BIN, STICKY, Server, addresses, descriptors, stat, wait_for
 from support.masters import ANOTHER_VERSION, Master, is_running
 
 pytestmark = pytest.mark.features
@@ -179,18 +179,16 @@ def test_what_led_to_masters_that_are_gone_is_closed():
                 return [sum(name.startswith("socket:") for name in descriptors(pid)) for pid in processes]
             return []
 
-        def has_no_more() -> bool:
-            now = sockets()
-            return len(now) == 2 and all(count <= before for count, before in zip(now, at_first, strict=True))
-
-        at_first = sockets()  # the dispatcher may be about to close the last connection that it has passed on
+        (dispatcher,) = server.alive("dispatcher")
+        wait_for(lambda: stat(str(dispatcher))[0] == "S", "the dispatcher to have closed what it has passed on")
+        at_first = sockets()
         assert len(at_first) == 2
         new = Master(server)
         server.send_signal(signal.SIGQUIT)
         new.be_promoted()
-        wait_for(has_no_more, "what led to the old master to be closed")
+        wait_for(lambda: sockets() == at_first, "what led to the old master to be closed")
         Master(server).end()
-        wait_for(has_no_more, "what led to the new master to be closed")
+        wait_for(lambda: sockets() == at_first, "what led to the new master to be closed")
         new.end()
 
 
