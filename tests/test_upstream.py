@@ -301,8 +301,11 @@ CASES: dict[str, Check] = {
             "master_name",
             "pidfile",
             "systemd",
+            "SIG_QUEUE",
         ),
     ),
+    "gunicorn.arbiter.Arbiter.signal": uses("SIG_QUEUE", "put_nowait"),
+    "gunicorn.arbiter.Arbiter.wakeup": uses("SIG_QUEUE", "put_nowait"),
     "gunicorn.arbiter.Arbiter.SIGNALS": contains(signal.SIGTERM, signal.SIGHUP),
     "gunicorn.arbiter.Arbiter.LISTENERS": equals([]),
     "gunicorn.arbiter.Arbiter.WORKERS": equals({}),
@@ -333,7 +336,9 @@ CASES: dict[str, Check] = {
     "gunicorn.arbiter.Arbiter.reload": all_of(
         takes("self"), uses("setup", "spawn_worker", "manage_workers", "reap_workers")
     ),
-    "gunicorn.arbiter.Arbiter.wait_for_signals": takes("self", "timeout"),
+    "gunicorn.arbiter.Arbiter.wait_for_signals": all_of(
+        takes("self", "timeout"), uses("SIG_QUEUE", "get", "get_nowait", "Empty")
+    ),
     "gunicorn.arbiter.Arbiter.murder_workers": all_of(takes("self"), uses("last_update", "monotonic")),
     "gunicorn.arbiter.Arbiter.handle_usr1": takes("self"),
     "gunicorn.arbiter.Arbiter.handle_winch": all_of(takes("self"), uses("num_workers", "kill_workers")),
@@ -630,6 +635,7 @@ CASES: dict[str, Check] = {
     "importlib._bootstrap._module_locks": is_a(dict),
     "importlib.machinery.SourceFileLoader.exec_module": can_be_replaced,
     "logging.FileHandler._open": takes("self"),
+    "_queue.SimpleQueue": has("get", "get_nowait", "put_nowait"),
     "_socket.socket": has("_accept", "sendmsg", "recvmsg_into"),
     "_socket.socket._accept": accepts_descriptors,
     "_socket.socketpair": makes_bare_sockets,

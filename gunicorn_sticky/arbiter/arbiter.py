@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import time
+from _queue import SimpleQueue
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..workers.core import StickyWorker
 from .children import Body, Children
 from .crew import Crew
 from .resources import Resources
+from .signal_queue import SignalQueue
 from .slot_log import SlotLog
 from .succession import Succession
 from .upgrade import VARIABLE, Inheritance
@@ -67,6 +69,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     """
 
     _last_logged_active_worker_count: int | None
+    SIG_QUEUE: Any
 
     def __init__(self, app: Any) -> None:
         self._resources = resources = Resources(Inheritance.received(os.environ.pop(VARIABLE, None)))
@@ -81,6 +84,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._murder_at: float | None = None
         self.worker_class: Any = None
         super().__init__(app)
+        if type(self.SIG_QUEUE) is SimpleQueue:
+            self.SIG_QUEUE = SignalQueue()
 
     def setup(self, app: Any) -> None:
         """Take over a configuration, at start and on each reload (`gunicorn.arbiter.Arbiter.setup`)."""
