@@ -5,7 +5,7 @@ import socketio
 from seen import who
 
 # The heartbeat is short for clients to have some while the tests look at them.
-sio = socketio.AsyncServer(async_mode="asgi", ping_interval=1)
+sio = socketio.AsyncServer(async_mode="asgi", ping_interval=1, ping_timeout=60)
 app = socketio.ASGIApp(sio)
 
 

@@ -9,7 +9,9 @@ from seen import watched, who
 
 flask = Flask(__name__)
 # The heartbeat is short for clients to have some while the tests look at them.
-socketio = SocketIO(flask, ping_interval=1, async_mode="gevent" if "gevent" in sys.modules else "threading")
+socketio = SocketIO(
+    flask, ping_interval=1, ping_timeout=60, async_mode="gevent" if "gevent" in sys.modules else "threading"
+)
 app = watched(flask)
 
 

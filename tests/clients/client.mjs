@@ -6,7 +6,7 @@ import { json } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { io } from "socket.io-client";
 
-const TIMEOUT = 30_000;
+const TIMEOUT = 60_000;
 
 async function run(address, task, transports) {
   const socket = io(`http://127.0.0.1:${task.port}`, {

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from support.sio_client import From
 
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 def run(address, task, transports):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import requests
 import socketio
 
-TIMEOUT = 30
+TIMEOUT = 60
 MODES = {"polling": ["polling"], "upgrade": ["polling", "websocket"], "websocket": ["websocket"]}
 
 
