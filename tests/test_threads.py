@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from support.harness import PATIENCE, Server, wait_for
 from support.status import status
 
 from gunicorn_sticky.workers.core import StickyWorker
-from gunicorn_sticky.workers.thread_connection import Deadlines
+from gunicorn_sticky.workers.thread_deadlines import Deadlines, Timetable
 from gunicorn_sticky.workers.thread_pool import DaemonPool
 
 ONE_THREAD = ("-k", "gunicorn_sticky.ThreadStickyWorker", "--threads", "1", "-w", "1", "--keep-alive", "30")
@@ -74,11 +76,12 @@ def test_who_is_refused_and_stays_has_no_thread(server: Server):
         connection.close()
 
 
-def test_who_does_not_close_holds_up_nobody(server: Server):
+@pytest.mark.parametrize("more", [b"", b"more than it has said"])
+def test_who_does_not_close_holds_up_nobody(server: Server, more: bytes):
     """Gunicorn's loop waits for up to two seconds for each of them."""
     with ExitStack() as stack:
         for _ in range(5):
-            client = stack.enter_context(connect(server, GET + KEY + b"Connection: close\r\n\r\n"))
+            client = stack.enter_context(connect(server, GET + KEY + b"Connection: close\r\n\r\n" + more))
             assert client.recv(13) == b"HTTP/1.1 200 "
         serves_at_once(server)
         wait_for(lambda: connections(server) == 0, "the server to close them", 10)
@@ -118,6 +121,31 @@ def test_a_reset_later_on_is_no_error(server: Server):
         connection.close()
     wait_for(lambda: connections(server) == 0, "the server to close them")
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000000", b"Transfer-Encoding: chunked"])
+def test_an_answer_arrives_whole_though_nobody_has_read_the_request(length: bytes):
+    """To close a socket that has bytes to be read resets the connection."""
+    with Server(*ONE_THREAD, "hello:app") as server:
+        for _ in range(20):
+            request = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%s\r\n\r\n" % length
+            with connect(server, request + b"f\r\n" * 4096) as client:
+                received = b"".join(iter(lambda: client.recv(65536), b""))
+                assert received.endswith(b"hello")
+        wait_for(lambda: connections(server) == 0, "the server to close them")
+
+
+def test_connections_that_threads_close_make_room_for_others():
+    """The loop, which they do not wake while there is room, has to notice them when there is none."""
+    with Server(*ONE_THREAD, "--worker-connections", "3", "--threads", "2", "hello:app") as server:
+        server.wait_for_log("Slot 0: ready")
+        started = time.monotonic()
+        with ThreadPoolExecutor(10) as pool:
+            asked = [pool.submit(server.get, headers={"Connection": "close"}) for _ in range(300)]
+            statuses = [done.result(PATIENCE).status for done in asked]
+        assert statuses == [200] * 300
+        assert time.monotonic() - started < 10  # to wait for half a second each time would take longer
+        assert connections(server) == 0
 
 
 def test_an_error_of_the_application_closes_its_connection_once():
@@ -168,7 +196,7 @@ def test_there_are_as_many_threads_as_are_needed():
     pool, release = DaemonPool(3), threading.Event()
     one = pool.submit(threading.get_ident)
     one.result(PATIENCE)
-    wait_for(lambda: pool._idle._value == 1, "the thread to be idle")
+    wait_for(lambda: len(pool._idle) == 1, "the thread to be idle")
     assert pool.submit(threading.get_ident).result(PATIENCE) == one.result()
     waiting = [pool.submit(lambda: (release.wait(PATIENCE), threading.get_ident())[1]) for _ in range(9)]
     release.set()
@@ -196,19 +224,25 @@ def test_what_has_been_cancelled_is_not_begun_and_what_runs_cannot_be():
 
 def test_deadlines_are_met_in_their_order():
     overdue: list[str] = []
-    deadlines = Deadlines[str](10.0, overdue.append)
-    assert deadlines.first() is None
+    timetable = Timetable()
+    soon, late = Deadlines[str](timetable, 10.0, overdue.append), Deadlines[str](timetable, 20.0, overdue.append)
+    assert timetable.next == soon.first() == math.inf
+    late.add("z")
     for name in "abc":
-        deadlines.add(name)
-    deadlines.discard("b")
-    deadlines.discard("never there")
-    first = deadlines.first()
-    assert first is not None
-    deadlines.expire(first - 1)
+        soon.add(name)
+    soon.discard("b")
+    soon.discard("never there")
+    first, last = soon.first(), late.first()
+    assert first == timetable.next < last
+    timetable.expire(first - 1)
     assert overdue == []
-    deadlines.expire(first + 1)
+    timetable.expire(first + 1)
     assert overdue == ["a", "c"]
-    assert "a" not in deadlines
+    assert "a" not in soon
+    assert (bool(soon), bool(late), timetable.next) == (False, True, last)
+    late.discard("z")
+    timetable.expire(last)
+    assert (overdue, timetable.next) == (["a", "c"], math.inf)
 
 
 def test_max_requests_may_be_reached_by_several_threads_at_once():

@@ -544,7 +544,12 @@ CASES: dict[str, Check] = {
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_response_complete": takes("self"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.handle_websocket_upgrade": takes("self"),
     "gunicorn.http.parser.RequestParser.mesg_class": is_subclass_of("gunicorn.http.message.Request"),
+    "gunicorn.http.parser.Parser.__init__": stores("mesg"),
     "gunicorn.http.parser.Parser.__next__": uses("mesg_class", "req_count", "unreader", "source_addr"),
+    "gunicorn.http.message.Message.__init__": stores("must_close", "body"),
+    "gunicorn.http.message.Message.should_close": all_of(takes("self"), uses("must_close", "headers")),
+    "gunicorn.http.body.LengthReader.read": stores("length"),
+    "gunicorn.http.body.Body.__init__": stores("reader"),
     "gunicorn.http.message.Request.__init__": all_of(
         takes("self", "cfg", "unreader", "peer_addr", "req_number"), stores("proxy_protocol_info")
     ),

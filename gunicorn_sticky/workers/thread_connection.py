@@ -1,22 +1,19 @@
-"""A connection as Gunicorn's threads know it, and until when the loop waits for some of them."""
+"""A connection as Gunicorn's threads know it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from gunicorn.http.body import LengthReader
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn
 
-from ..shared.refusals import Refusal
+from ..shared.refusals import Refusal, is_silent
 from .gate import LaterHead
 from .served import Served
 
 if TYPE_CHECKING:
     from ..shared.channel import ConnectionInfo
-
-T = TypeVar("T")
 
 
 class Worker(Protocol):
@@ -76,45 +73,18 @@ class ThreadConnection(TConn, Served):  # type: ignore[misc]
         if self.refusal:
             raise StopIteration
 
+    def is_over(self) -> bool:
+        """Tell whether no more comes from the client, so that its answer arrives though the socket is closed at once.
+
+        So it is when its last request has asked for that (RFC 9112, section 9.6), and all of it has been read.
+        """
+        fd, is_plain = self.sock.fileno(), self.sock is self.client_socket and isinstance(self.parser, RequestParser)
+        request = self.parser.mesg if is_plain and fd >= 0 else None
+        if request is None or request.must_close or not request.should_close():
+            return False
+        body = request.body.reader
+        return isinstance(body, LengthReader) and body.length == 0 and is_silent(fd)
+
     def close(self, graceful: bool = False) -> None:
         """Close it; Gunicorn's loop calls this."""
         self._worker.let_go(self, graceful)
-
-
-class Deadlines(Generic[T]):
-    """Things to do if what they are about has not come within some seconds, the same for all.
-
-    Args:
-        seconds: how many
-        overdue: does it
-    """
-
-    def __init__(self, seconds: float, overdue: Callable[[T], None]) -> None:
-        self._seconds = seconds
-        self._overdue = overdue
-        #: In their order.
-        self._times: dict[T, float] = {}
-
-    def __contains__(self, thing: T) -> bool:
-        return thing in self._times
-
-    def add(self, thing: T) -> None:
-        """Begin to wait."""
-        self._times[thing] = time.monotonic() + self._seconds
-
-    def discard(self, thing: T) -> None:
-        """Wait no longer, if that was waited for."""
-        self._times.pop(thing, None)
-
-    def first(self) -> float | None:
-        """Return when the first is due."""
-        return next(iter(self._times.values()), None)
-
-    def expire(self, now: float) -> None:
-        """Do what is overdue."""
-        while self._times:
-            thing, due = next(iter(self._times.items()))
-            if due > now:
-                break
-            del self._times[thing]
-            self._overdue(thing)

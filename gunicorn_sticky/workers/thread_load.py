@@ -20,6 +20,26 @@ class ThreadLoad(Load):
         self.lock = threading.Lock()
         super().__init__(seat, by_session)
 
+    def connected(self, served: Served) -> None:
+        """A connection has come, with its first request."""
+        with self.lock:
+            super().connected(served)
+
+    def disconnected(self, served: Served) -> None:
+        """A connection has gone."""
+        with self.lock:
+            super().disconnected(served)
+
+    def waits(self, served: Served) -> None:
+        """A connection has been answered, and waits for its next request."""
+        with self.lock:
+            super().waits(served)
+
+    def goes_on(self, served: Served) -> None:
+        """The next request of a connection is to be served here."""
+        with self.lock:
+            super().goes_on(served)
+
     def requested(self, served: Served) -> None:
         """The head of a request has been parsed."""
         with self.lock:
@@ -29,7 +49,3 @@ class ThreadLoad(Load):
         """A session id has been made."""
         with self.lock:
             super().minted()
-
-    def _change(self, difference: int) -> None:
-        with self.lock:
-            super()._change(difference)

@@ -7,6 +7,7 @@ longer than `graceful_timeout`, or that a quick stop is not to wait for.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
@@ -23,8 +24,8 @@ class DaemonPool(Executor):
     def __init__(self, count: int) -> None:
         self._count = count
         self._started = 0
-        #: One for each thread that has nothing to do.
-        self._idle = threading.Semaphore(0)
+        #: An item for each thread that has nothing to do.
+        self._idle: deque[None] = deque()
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -44,18 +45,27 @@ class DaemonPool(Executor):
             else:
                 future.set_result(result)
 
+        self.start(task)
+        return future
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Let a thread do something that raises nothing, as soon as there is one; nobody hears of its end.
+
+        Only one thread may call this.
+        """
         self._tasks.put(task)
-        if not self._idle.acquire(blocking=False) and self._started < self._count:
+        if self._idle:
+            self._idle.pop()
+        elif self._started < self._count:
             self._started += 1
             threading.Thread(target=self._work, daemon=True, name=f"request-{self._started}").start()
-        return future
 
     def _work(self) -> None:
         while True:
             try:
                 task = self._tasks.get_nowait()
             except Empty:
-                self._idle.release()
+                self._idle.append(None)
                 task = self._tasks.get()
             if task is None:
                 break

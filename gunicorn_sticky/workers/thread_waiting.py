@@ -21,7 +21,8 @@ from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
 from . import limits
 from .gate import NEED_MORE, SERVE, Gate, HandOver, LaterHead
 from .served import Served
-from .thread_connection import Deadlines, ThreadConnection
+from .thread_connection import ThreadConnection
+from .thread_deadlines import Deadlines, Timetable
 from .thread_load import ThreadLoad
 
 if TYPE_CHECKING:
@@ -55,27 +56,21 @@ class WaitingConnections:
         worker: whose they are
         served: all of its connections, by socket
         returns: where those go whose next request belongs elsewhere
+        timetable: until when the loop waits
     """
 
-    def __init__(self, worker: Worker, served: dict[Any, Served], returns: Channel) -> None:
+    def __init__(self, worker: Worker, served: dict[Any, Served], returns: Channel, timetable: Timetable) -> None:
         self._worker = worker
         self._served = served
         self._returns = returns
         cfg = worker.cfg
         #: Whether later requests can be handed over.
         self._has_gate = not cfg.is_ssl
-        self._silent: Deadlines[ThreadConnection] = Deadlines(SILENCE + cfg.keepalive, self.drop)
-        self._heads: Deadlines[ThreadConnection] = Deadlines(cfg.sticky_header_timeout, self._refuse_slow)
-        self._slow: Deadlines[ThreadConnection] = Deadlines(limits.SLOW, self._watch_head)
-        self._lingering: Deadlines[ThreadConnection] = Deadlines(LINGER, self._close)
-        self._returning: Deadlines[functools.partial[None]] = Deadlines(limits.RETRY, lambda again: again())
-        self.deadlines: tuple[Deadlines[Any], ...] = (
-            self._silent,
-            self._heads,
-            self._slow,
-            self._lingering,
-            self._returning,
-        )
+        self._silent: Deadlines[ThreadConnection] = Deadlines(timetable, SILENCE + cfg.keepalive, self.drop)
+        self._heads: Deadlines[ThreadConnection] = Deadlines(timetable, cfg.sticky_header_timeout, self._refuse_slow)
+        self._slow: Deadlines[ThreadConnection] = Deadlines(timetable, limits.SLOW, self._watch_head)
+        self._lingering: Deadlines[ThreadConnection] = Deadlines(timetable, LINGER, self._close)
+        self._returning: Deadlines[functools.partial[None]] = Deadlines(timetable, limits.RETRY, lambda again: again())
 
     # --- for something to be read ---
 
@@ -211,7 +206,7 @@ class WaitingConnections:
         if graceful or conn.lingers:
             self._linger(conn)
         else:
-            self._forget(conn)
+            self.forget(conn)
 
     def _linger(self, conn: ThreadConnection) -> None:
         try:
@@ -219,7 +214,7 @@ class WaitingConnections:
             conn.sock.setblocking(False)
             self._worker.poller.register(conn.sock, EVENT_READ, functools.partial(self._discard, conn))
         except (OSError, ValueError):  # the client has gone
-            self._forget(conn)
+            self.forget(conn)
             return
         self._worker.nr_conns += 1
         self._lingering.add(conn)
@@ -239,10 +234,14 @@ class WaitingConnections:
         """Close a connection that has lingered."""
         self._unwatch(conn)
         self._worker.nr_conns -= 1
-        self._forget(conn)
+        self.forget(conn)
 
-    def _forget(self, conn: ThreadConnection) -> None:
-        # Without shutdown(), which would reach whoever it has been handed over to.
-        for client in (conn.sock, conn.client_socket):
-            self._served.pop(client, None)
-            util.close(client)
+    def forget(self, conn: ThreadConnection) -> None:
+        """Close the socket, in any thread."""
+        # Without shutdown(), which would reach whoever it has been handed over to. Until it is closed, a child that is
+        # forked has to know of it.
+        util.close(conn.sock)
+        self._served.pop(conn.sock, None)
+        if conn.sock is not conn.client_socket:
+            util.close(conn.client_socket)
+            self._served.pop(conn.client_socket, None)

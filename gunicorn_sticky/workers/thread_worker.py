@@ -3,7 +3,8 @@
 A thread has a connection for as long as it serves a request. All else is done in the loop, which waits for nobody: it
 takes connections, if a thread is free; reads what comes on kept-alive ones until it is decided where that belongs;
 hands them over; refuses; and lingers. So neither who is silent or slow with the key in a later head nor who does not
-read a refusal holds a thread; half a head whose key is known does, as in Gunicorn.
+read a refusal holds a thread; half a head whose key is known does, as in Gunicorn. A connection that ends with its
+request is closed by the thread, which wakes the loop only if that waits for room.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
+from concurrent.futures import Future
 from selectors import EVENT_READ
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +29,8 @@ from ..shared.unpatched import socketpair
 from .connection import Listener
 from .drain import POLL
 from .inbox import family
-from .thread_connection import Deadlines, ThreadConnection
+from .thread_connection import ThreadConnection
+from .thread_deadlines import Deadlines, Timetable
 from .thread_inbox import ThreadInbox
 from .thread_load import ThreadLoad
 from .thread_pool import DaemonPool
@@ -61,6 +65,10 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             self.sockets = [ThreadInbox(channel) for channel in (seat.channel, seat.own_channel) if channel]
         #: Threads that have a connection, and connections that wait for a thread.
         self._busy = 0
+        #: An item for each connection that a thread has closed, until the loop counts it; and whether the loop wants to
+        #: be woken by that.
+        self._closed: deque[None] = deque()
+        self._waits_for_room = True
         #: When the next sign of life is due.
         self._next_sign = 0.0
         self._drains = False
@@ -71,10 +79,10 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     def _prepare(self, seat: Seat) -> None:
         super()._prepare(seat)
-        self._waiting = WaitingConnections(self, self._served, seat.returns)
-        self._held: Deadlines[ThreadConnection] = Deadlines(self.cfg.sticky_sync_timeout, self._refuse_held)
-        self._no_files: Deadlines[ThreadInbox] = Deadlines(NO_FILES, lambda _: self._watch_inboxes())
-        self._deadlines: tuple[Deadlines[Any], ...] = (*self._waiting.deadlines, self._held, self._no_files)
+        self._timetable = timetable = Timetable()
+        self._waiting = WaitingConnections(self, self._served, seat.returns, timetable)
+        self._held: Deadlines[ThreadConnection] = Deadlines(timetable, self.cfg.sticky_sync_timeout, self._refuse_held)
+        self._no_files: Deadlines[ThreadInbox] = Deadlines(timetable, NO_FILES, lambda _: self._watch_inboxes())
 
     def _begin(self, seat: Seat) -> None:
         super()._begin(seat)
@@ -91,6 +99,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             thread_driver.serve(self._seat.cluster_socket, self._seat.cluster)
         self.activate()
         super().run()
+        self._count_closed()
         if self._busy:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
 
@@ -132,21 +141,20 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             return
         # Older Gunicorns wait for all of the graceful timeout at once, also when their master has died.
         timeout = min(timeout, POLL if self._stays_for else SIGN)
-        end = min([time.monotonic() + timeout, *(first for waiting in self._deadlines if (first := waiting.first()))])
-        super().wait_for_and_dispatch_events(max(end - time.monotonic(), 0))
-        now = time.monotonic()
-        for waiting in self._deadlines:
-            waiting.expire(now)
+        super().wait_for_and_dispatch_events(min(timeout, max(self._timetable.next - time.monotonic(), 0)))
+        self._timetable.expire(time.monotonic())
         if self._drains:
             self._drain()
-        self.notify()  # older Gunicorns do not at the end
+            self.notify()  # older Gunicorns do not at the end
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Take connections from now on, or no more; at the end, begin to drain."""
         if not self._seat:
             super().set_accept_enabled(enabled)
             return
-        self._accepting = enabled
+        self._waits_for_room = True
+        self._count_closed()
+        self._accepting = enabled or (self.alive and self.nr_conns < self.worker_connections)
         if not self.alive and not self._drains:
             self._drains = True
             now = time.monotonic()
@@ -173,6 +181,8 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     def _watch_inboxes(self) -> None:
         """Let those be watched that connections are to be taken from now."""
+        self._waits_for_room = True
+        self._count_closed()
         for inbox in self.sockets:
             if (is_open := self._is_open(inbox)) != inbox.is_watched:
                 inbox.is_watched = is_open
@@ -180,6 +190,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
                     self.poller.register(inbox, EVENT_READ, self.accept)
                 else:
                     self.poller.unregister(inbox)
+        self._waits_for_room = not all(inbox.is_watched for inbox in self.sockets)
 
     def _is_open(self, inbox: ThreadInbox) -> bool:
         # While all threads are busy, the others wait in the channel, where the dispatcher sees them.
@@ -192,9 +203,9 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if not self._seat:
             super().accept(inbox)
             return
-        if self._is_open(inbox):
-            self._take(inbox)
-        self._watch_inboxes()
+        self._count_closed()
+        if not self._is_open(inbox) or not self._take(inbox) or self._busy >= self.cfg.threads or self._no_files:
+            self._watch_inboxes()
 
     def _take(self, inbox: ThreadInbox) -> bool:
         """Take a connection, and return whether there may be more."""
@@ -228,7 +239,43 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: Any) -> None:
         """Give a connection to a thread, as soon as there is one (`ThreadWorker.enqueue_req`)."""
         self._busy += 1
-        super().enqueue_req(conn)
+        if self._seat and isinstance(self.tpool, DaemonPool):
+            self.tpool.start(functools.partial(self._serve_and_close, conn))
+        else:
+            super().enqueue_req(conn)
+
+    def _serve_and_close(self, conn: ThreadConnection) -> None:
+        """Serve a request, in a thread, and close the connection, if it ends with that, or tell the loop."""
+        stays_open, failure = False, None
+        try:
+            stays_open = self.handle(conn)
+            if not stays_open and not self.admits and conn.is_over():
+                self._close(conn)
+                return
+        except BaseException as error:
+            failure = error
+        outcome: Future[Any] = Future()
+        if failure:
+            outcome.set_exception(failure)
+        else:
+            outcome.set_result(stays_open)
+        self.method_queue.defer(self.finish_request, conn, outcome)
+
+    def _close(self, conn: ThreadConnection) -> None:
+        """Close a connection in the thread that has served it."""
+        conn.is_gone = True
+        self.load.disconnected(conn)
+        self._waiting.forget(conn)
+        self._closed.append(None)
+        if self._waits_for_room:
+            self.method_queue.defer(self._watch_inboxes)
+
+    def _count_closed(self) -> None:
+        """Count the connections that threads have closed."""
+        while self._closed:
+            self._closed.popleft()
+            self._busy -= 1
+            self.nr_conns -= 1
 
     def begin(self, conn: ThreadConnection) -> Refusal | None:
         """Prepare, in a thread, what a connection needs before its first request, and return how to refuse it."""
@@ -267,9 +314,13 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if not self._seat:
             super().finish_request(conn, fs)
             return
-        if conn.is_gone:
+        if not conn.is_gone:
+            self._go_on(conn, fs)
+        if self._waits_for_room:
             self._watch_inboxes()
-            return
+
+    def _go_on(self, conn: ThreadConnection, fs: Any) -> None:
+        """Wait for the next request of a connection, or let it end."""
         self._held.discard(conn)
         stays_open = not fs.cancelled() and fs.exception() is None and fs.result()
         if stays_open:
@@ -282,7 +333,6 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             self._keep(conn)
         else:
             super().finish_request(conn, fs)
-        self._watch_inboxes()
 
     def _keep(self, conn: ThreadConnection) -> None:
         """Keep a connection open for a moment that was to stay open, as newer Gunicorns do: it may be handed over."""
