@@ -256,10 +256,13 @@ class Board:
 
     def give(self, seat: int, weight: int) -> None:
         """Count what a worker has been given, for `load`."""
-        given = self._given(seat) + weight
-        self._cells[_ROWS + seat * _ROW + _GIVEN] = given
-        if given > self._cells[_MOST]:
-            self._cells[_MOST] = given
+        cells, cell = self._cells, _ROWS + seat * _ROW + _GIVEN
+        given, most = cells[cell], cells[_MOST]
+        if not most - LAG <= given <= most <= _ENOUGH:
+            given = self._given(seat)
+        cells[cell] = given = given + weight
+        if given > most:
+            cells[_MOST] = given
 
     def _given(self, seat: int) -> int:
         # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,

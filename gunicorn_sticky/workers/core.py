@@ -146,7 +146,7 @@ class StickyWorker:
         """Make what needs no process of its own, in the arbiter: there its memory, and that of the code, is shared."""
         affinity = configuration.affinity(self.cfg)
         self._reader = reader(affinity, seat.secret, self.refuser(self.cfg))
-        self.gate = Gate(self._reader, seat, lambda: not self.alive)
+        self.gate = Gate(self._reader, seat, lambda: not self._flags[0])
         self.load = self.load_class(seat, affinity.by_session)
         self._limited = LimitedLog(self.log)
 

@@ -77,11 +77,11 @@ class Gate:
         self, reader: Reader, seat: Seat, is_draining: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.reader = reader
-        self._affinity = reader.affinity
-        self._by_session = self._affinity.by_session
+        affinity = reader.affinity
+        self._by_session, self._balances = affinity.by_session, affinity.balance == "least-connections"
         #: Whether a later request's key is in its head.
-        self._reads = self._by_session or self._affinity.header is not None
-        self._seat = seat
+        self._reads = affinity.by_session or affinity.header is not None
+        self._seat, self._owner = seat, seat.owner
         self._board = seat.board
         self._is_unchanged = seat.board.watch(seat.slot, seat.number)
         self._other_board = seat.board.other()
@@ -89,7 +89,7 @@ class Gate:
         self._clock = clock
         #: When the next handover for the sake of balance is due, if all had been.
         self._due = -math.inf
-        #: When to look at the loads again, if there was nothing to be gained.
+        #: When to look at the loads again: not before that, nor so soon after there was nothing to be gained.
         self._look_at = -math.inf
         self._slots: Slots
         #: How many there are of them; none until a request asks for them.
@@ -106,9 +106,11 @@ class Gate:
             return False
         if not self._by_session:
             return self._is_unchanged(served.slots)
-        if served.key == self._seat.owner:
+        if served.key == self._owner:
             return True
-        return self._is_unchanged(served.slots) and not (self._is_draining() or self._is_busier())
+        if not self._is_unchanged(served.slots) or self._is_draining():
+            return False
+        return not self._balances or self._clock() < self._look_at or not self._is_busier()
 
     def decide(self, key: Key, served: Served) -> Decision:
         """Decide on a request that bears a key, and note that in `served`."""
@@ -130,7 +132,7 @@ class Gate:
             if not takes:
                 return "another worker has its slot by now"
             return None if self._is_ours(str(key), served) else "its next request is for another slot"
-        if key == self._seat.owner:
+        if key == self._owner:
             return None
         if isinstance(key, int) and any(half.seat_of(key) is not None for half in (board, self._other_board)):
             return "its next request is of another worker's session"
@@ -139,16 +141,15 @@ class Gate:
         if self._is_busier():
             # A generic cell rate algorithm.
             self._due = max(self._due, self._clock() - BURST * INTERVAL) + INTERVAL
+            self._look_at = max(self._look_at, self._due)
             return "other workers are less busy"
         served.slots = board.count
         return None
 
     def _is_busier(self) -> bool:
         """Tell whether another worker is less busy, and a handover for that is due."""
-        if self._affinity.balance != "least-connections":
-            return False
         now = self._clock()
-        if now < self._due or now < self._look_at:
+        if not self._balances or now < self._look_at:
             return False
         board, own = self._board, self._seat.slot
         others = [board.load(slot) for slot in range(board.slots) if slot != own and board.is_open(slot)]

@@ -18,14 +18,14 @@ class Load:
     """
 
     def __init__(self, seat: Seat, by_session: bool) -> None:
-        self._seat = seat
+        self._board, self._number, self._owner = seat.board, seat.number, seat.owner
         self._metrics = seat.metrics
-        self._requests = seat.metrics.requests
+        self._requests, self._sessions = seat.metrics.requests, seat.metrics.minted
         self.by_session = by_session
         #: Connections with a request under way.
         self._active = 0
         #: How many sessions had been minted when last looked at.
-        self._minted = self._metrics.minted.value
+        self._minted = self._sessions.value
         #: When a connection has last ended.
         self.last_served = 0.0
 
@@ -59,12 +59,12 @@ class Load:
         """The head of a request has been parsed."""
         requests = self._requests
         requests.value = requests.cell[0] = requests.value + 1  # requests.inc(), without a call
-        if self.by_session and served.key != self._seat.owner:
-            self._seat.board.give(self._seat.number, REQUEST)
+        if self.by_session and served.key != self._owner:
+            self._board.give(self._number, REQUEST)
 
     def minted(self) -> None:
         """A session id has been made."""
-        self._metrics.minted.inc()
+        self._sessions.inc()
 
     def handed_over(self) -> None:
         """A connection is on its way to another worker."""
@@ -76,8 +76,7 @@ class Load:
 
     def _change(self, difference: int) -> None:
         self._active += difference
-        self._seat.board.set_busy(self._seat.number, self._active)
-        minted = self._metrics.minted.value
-        if minted != self._minted:
-            self._minted = minted
-            self._seat.board.give(self._seat.number, SESSION)
+        self._board.set_busy(self._number, self._active)
+        if self._sessions.value != self._minted:
+            self._minted = self._sessions.value
+            self._board.give(self._number, SESSION)
