@@ -180,8 +180,8 @@ def test_other_headers():
             server.send_signal(signal.SIGHUP)
             headers = {name.upper(): value}
             wait_for(lambda: server.get(headers=headers).status == 200, f"the reload for {name}")  # noqa: B023
-            assert server.who(headers=headers)["key"] == key
             wait_for(lambda: len(server.alive("dispatcher")) == 1, "the old dispatcher's end")
+            assert server.who(headers=headers)["key"] == key
             assert server.get(headers={"X-Forwarded-For": value}).status == 400
 
 
