@@ -501,6 +501,7 @@ CASES: dict[str, Check] = {
     "gunicorn.asgi.protocol.ASGIProtocol._will_close": takes("self", "request", "response_requires_close"),
     "gunicorn.asgi.protocol.ASGIProtocol._is_websocket_upgrade": takes("self", "request"),
     "gunicorn.asgi.protocol.ASGIProtocol._effective_peername": takes("self", "peername"),
+    "gunicorn.asgi.protocol.ASGIProtocol._arm_keepalive_timer": uses("worker", "loop", "call_later"),
     "gunicorn.asgi.protocol.ASGIProtocol._cancel_keepalive_timer": takes("self"),
     "gunicorn.asgi.parser.PythonProtocol": has("remaining", "reset", "proxy_protocol_info"),
     "gunicorn.http2.negotiation.prior_knowledge_allowed": takes("cfg", "peer_addr"),
@@ -522,17 +523,20 @@ CASES: dict[str, Check] = {
     ),
     "uvicorn.server.Server.handle_exit": takes("self", "sig", "frame"),
     "uvicorn.protocols.http.h11_impl.H11Protocol.__init__": all_of(
-        takes_first("self", "config", "server_state", "app_state"), stores("conn", "app", "cycle", "ws_protocol_class")
+        takes_first("self", "config", "server_state", "app_state", "_loop"),
+        stores("conn", "app", "cycle", "ws_protocol_class"),
     ),
     "uvicorn.protocols.http.h11_impl.H11Protocol.handle_events": all_of(
         takes("self"), stores("cycle"), uses("on_response_complete")
     ),
-    "uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete": takes("self"),
+    "uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete": all_of(
+        takes("self"), uses("loop", "call_later")
+    ),
     "uvicorn.protocols.http.h11_impl.H11Protocol.handle_websocket_upgrade": takes("self", "event"),
     "uvicorn.protocols.http.h11_impl.H11Protocol._unset_keepalive_if_required": takes("self"),
     "uvicorn.protocols.http.h11_impl.RequestResponseCycle.__init__": stores("response_complete"),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.__init__": all_of(
-        takes_first("self", "config", "server_state", "app_state"),
+        takes_first("self", "config", "server_state", "app_state", "_loop"),
         stores("app", "cycle", "pipeline", "ws_protocol_class"),
     ),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_begin": all_of(takes("self"), stores("scope")),
@@ -541,7 +545,9 @@ CASES: dict[str, Check] = {
         takes("self"), stores("cycle")
     ),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_complete": takes("self"),
-    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_response_complete": takes("self"),
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_response_complete": all_of(
+        takes("self"), uses("loop", "call_later")
+    ),
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.handle_websocket_upgrade": takes("self"),
     "gunicorn.http.parser.RequestParser.mesg_class": is_subclass_of("gunicorn.http.message.Request"),
     "gunicorn.http.parser.Parser.__init__": stores("mesg"),

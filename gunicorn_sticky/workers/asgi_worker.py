@@ -16,6 +16,7 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.http2.negotiation import prior_knowledge_allowed
 from gunicorn.workers.gasgi import ASGIWorker
 
+from .asyncio_idle import LoopWithIdleTimers
 from .asyncio_protocol import ANSWERING, RECEIVING, THROUGH, StickyProtocol
 from .asyncio_worker import AsyncioStickyWorker
 from .served import Served
@@ -50,8 +51,9 @@ class _Lasting:
 
     def __init__(self, worker: ASGIStickyWorker) -> None:
         self._worker = worker
+        self.loop = LoopWithIdleTimers(worker.loop, worker.cfg.keepalive)
         # For each request.
-        self.loop, self.state = worker.loop, worker.state
+        self.state = worker.state
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)

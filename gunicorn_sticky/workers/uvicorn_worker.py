@@ -16,6 +16,7 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from . import asgi
+from .asyncio_idle import LoopWithIdleTimers
 from .asyncio_worker import AsyncioStickyWorker
 from .served import Served
 from .uvicorn_protocols import http
@@ -122,7 +123,12 @@ class UvicornStickyWorker(AsyncioStickyWorker, UvicornWorker):  # type: ignore[m
         config = self.config
         self._application, self._ssl = config.loaded_app, config.ssl
         self._protocol_class = http(config.http_protocol_class)
-        self._arguments = {"config": config, "server_state": server.server_state, "app_state": server.lifespan.state}
+        self._arguments = {
+            "config": config,
+            "server_state": server.server_state,
+            "app_state": server.lifespan.state,
+            "_loop": LoopWithIdleTimers(asyncio.get_running_loop(), config.timeout_keep_alive),
+        }
         self._open()
 
     def application(self, served: Served) -> Any:
