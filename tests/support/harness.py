@@ -282,7 +282,8 @@ def request(
     connection = http.client.HTTPConnection(host, port, timeout=timeout, source_address=(source, 0) if source else None)
     try:
         connection.request(method, path, body=body, headers=dict(headers or {}), **kwargs)
-        return Response(connection.getresponse())
+        with contextlib.closing(connection.getresponse()) as response:  # else a reset leaves the socket open
+            return Response(response)
     finally:
         connection.close()
 
