@@ -145,7 +145,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         self._timetable.expire(time.monotonic())
         if self._drains:
             self._drain()
-            self.notify()  # older Gunicorns do not at the end
+        self.notify()  # older Gunicorns do not at the end
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Take connections from now on, or no more; at the end, begin to drain."""
@@ -327,9 +327,12 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
             self.load.waits(conn)
         elif conn.refusal:
             self._waiting.refuse(conn, conn.refusal)
-        if stays_open and conn.parser.unreader.buf.getvalue():
+        if not stays_open:
+            conn.lingers = True  # in older Gunicorns no connection does
+            self._waiting.drop(conn)
+        elif conn.parser.unreader.buf.getvalue():
             self._waiting.look(conn)
-        elif stays_open and not self.alive:
+        elif not self.alive:
             self._keep(conn)
         else:
             super().finish_request(conn, fs)
