@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import os
 import pwd
 import re
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 from support.harness import APPS, PATIENCE, STICKY, Server, addresses, request, wait_for
 
+from gunicorn_sticky.arbiter.slot_log import SlotLog
+from gunicorn_sticky.shared.board import MasterBoard
 from gunicorn_sticky.status.snapshot import find
 
 pytestmark = pytest.mark.features
@@ -211,6 +214,7 @@ format=SHORT %(process)d %(message)s
     # The files have to be there before Gunicorn reads its configuration, so that writes them.
     config = f"""
 import json
+import logging
 with open("log.json", "w") as file:
     json.dump({tables!r}, file)
 with open("log.ini", "w") as file:
@@ -266,6 +270,27 @@ def wait_for_slot(server: Server, slot: int, *lines: str) -> None:
 
 
 BOOTED = ("INFO starting 0", "INFO ready 0")
+
+
+def test_a_worker_that_is_ready_before_the_master_looks_has_started(caplog: pytest.LogCaptureFixture):
+    board, log = MasterBoard(), logging.getLogger(__name__)
+    board.slots = 1
+    slots = SlotLog(board)
+    caplog.set_level(logging.INFO)
+    for pid, seat in ((11, 0), (12, 1)):
+        board.take(seat, owner=pid, age=pid)
+        board.shared().activate(0, seat)
+        slots.look(log, 1, {seat: pid})
+    slots.look(log, 1, {1: 12})
+    board.leave(0)
+    board.leave(1)
+    slots.look(log, 1, {})
+    assert caplog.messages == [
+        "Slot 0: starting (pid: 11)",
+        "Slot 0: ready (pid: 11)",
+        "Slot 0: ready (pid: 12)",
+        "Slot 0: down",
+    ]
 
 
 def test_a_slot_whose_worker_is_killed():

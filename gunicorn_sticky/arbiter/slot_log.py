@@ -7,7 +7,7 @@ from typing import Any
 
 from ..routing.affinity import Affinity
 from ..shared.board import RUNNING, SEATS, Board
-from ..status.snapshot import DOWN, READY, slot_state, worker_state
+from ..status.snapshot import DOWN, READY, STARTING, slot_state, worker_state
 
 
 class SlotLog:
@@ -47,12 +47,15 @@ class SlotLog:
             state = slot_state(workers)
             pid = pids.get(workers[state], 0) if workers else 0
             self._seen[slot] = state, pid
-            if (state, pid) == before.get(slot, (DOWN, 0)):
+            earlier = before.get(slot, (DOWN, 0))
+            if (state, pid) == earlier:
                 continue
             if state == DOWN:
                 log.warning("Slot %d: down", slot)
-            else:
-                log.info("Slot %d: %s (pid: %d)", slot, state, pid)
+                continue
+            if state == READY and earlier == (DOWN, 0):  # so fast that nobody has looked meanwhile
+                log.info("Slot %d: %s (pid: %d)", slot, STARTING, pid)
+            log.info("Slot %d: %s (pid: %d)", slot, state, pid)
 
     def is_settled(self) -> bool:
         """Tell whether nothing is expected to change: all slots are ready."""
