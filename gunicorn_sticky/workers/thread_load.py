@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .load import Load
-from .served import Served
 
 if TYPE_CHECKING:
     from .seat import Seat
+
+
+def _locked(method: Callable[..., None]) -> Any:
+    """Return a method of `Load` as several threads may call it."""
+
+    @functools.wraps(method)
+    def locked(self: ThreadLoad, *args: Any) -> None:
+        with self.lock:
+            method(self, *args)
+
+    return locked
 
 
 class ThreadLoad(Load):
@@ -20,32 +32,6 @@ class ThreadLoad(Load):
         self.lock = threading.Lock()
         super().__init__(seat, by_session)
 
-    def connected(self, served: Served) -> None:
-        """A connection has come, with its first request."""
-        with self.lock:
-            super().connected(served)
-
-    def disconnected(self, served: Served) -> None:
-        """A connection has gone."""
-        with self.lock:
-            super().disconnected(served)
-
-    def waits(self, served: Served) -> None:
-        """A connection has been answered, and waits for its next request."""
-        with self.lock:
-            super().waits(served)
-
-    def goes_on(self, served: Served) -> None:
-        """The next request of a connection is to be served here."""
-        with self.lock:
-            super().goes_on(served)
-
-    def requested(self, served: Served) -> None:
-        """The head of a request has been parsed."""
-        with self.lock:
-            super().requested(served)
-
-    def minted(self) -> None:
-        """A session id has been made."""
-        with self.lock:
-            super().minted()
+    connected, disconnected = _locked(Load.connected), _locked(Load.disconnected)
+    waits, goes_on = _locked(Load.waits), _locked(Load.goes_on)
+    requested, minted = _locked(Load.requested), _locked(Load.minted)

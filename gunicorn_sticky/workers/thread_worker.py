@@ -152,6 +152,7 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
         if not self._seat:
             super().set_accept_enabled(enabled)
             return
+        # What threads have closed since Gunicorn has looked may have made room, and what they close now wakes the loop.
         self._waits_for_room = True
         self._count_closed()
         self._accepting = enabled or (self.alive and self.nr_conns < self.worker_connections)
@@ -246,18 +247,17 @@ class ThreadStickyWorker(WSGIStickyWorker, ThreadWorker):  # type: ignore[misc]
 
     def _serve_and_close(self, conn: ThreadConnection) -> None:
         """Serve a request, in a thread, and close the connection, if it ends with that, or tell the loop."""
-        stays_open, failure = False, None
+        outcome: Future[Any]
         try:
             stays_open = self.handle(conn)
             if not stays_open and not self.admits and conn.is_over():
                 self._close(conn)
                 return
         except BaseException as error:
-            failure = error
-        outcome: Future[Any] = Future()
-        if failure:
-            outcome.set_exception(failure)
+            outcome = Future()
+            outcome.set_exception(error)
         else:
+            outcome = Future()
             outcome.set_result(stays_open)
         self.method_queue.defer(self.finish_request, conn, outcome)
 
