@@ -186,7 +186,7 @@ class StickyProtocol(asyncio.Protocol):
                 self._load.goes_on(self._served)
         feed = self._feed
         if feed is None:
-            if is_head(data):  # and nothing else, as most requests are
+            if data == self._served.last_head or is_head(data):  # a head, and nothing else, as most requests are
                 self._parse(data)
                 if self._stage is not ANSWERING or self._is_answered or self._has_more():
                     self._settle()
