@@ -14,6 +14,8 @@ from support.kinds import Kind, each_kind
 pytestmark = [pytest.mark.features, each_kind()]
 
 SYNC = ("-w", "1", "--sticky-sync")
+#: Lets who is refused read the answer, and send a large body, for as long as a busy machine takes.
+LINGERING = "from gunicorn_sticky.shared import refusals\nrefusals.LINGER = 60.0\n"
 
 
 def test_the_hook_sees_the_connection_before_its_first_request(kind: Kind):
@@ -76,22 +78,27 @@ def sticky_connection(worker, connection):
         assert server.get().status == 200
 
 
-def refused(server: Server, status: int, timeout: float = 20) -> None:
-    """Send a request with a body, of which nobody reads a byte, and see the answer arrive all the same."""
-    response = request(server.port, method="POST", body=bytes(3_000_000), timeout=timeout)
+def refused(server: Server, status: int) -> float:
+    """Send a request with a body, of which nobody reads a byte, and see the answer arrive all the same.
+
+    Returns:
+        the seconds that it took, when the worker was ready
+    """
+    server.wait_for_log("Slot 0: ready")
+    started = time.monotonic()
+    response = request(server.port, method="POST", body=bytes(3_000_000))
     assert response.status == status
+    return time.monotonic() - started
 
 
 def test_a_connection_that_nobody_releases_is_answered_503(kind: Kind):
-    with Server(*kind.args, *SYNC, "--sticky-sync-timeout", "1", kind.app("whoami")) as server:
-        started = time.monotonic()
-        refused(server, 503)
-        assert 0.9 < time.monotonic() - started < 15
+    with Server(*kind.args, *SYNC, "--sticky-sync-timeout", "1", kind.app("whoami"), config=LINGERING) as server:
+        assert 0.9 < refused(server, 503) < 15
         server.wait_for_log("Refused a connection with key 127.0.0.1: 503, .*sticky-sessions:sync.*sticky_sync_timeout")
 
 
 def test_the_timeout_covers_the_hook(kind: Kind):
-    config = """
+    config = f"""{LINGERING}
 import time
 
 def sticky_connection(worker, connection):
@@ -102,7 +109,7 @@ def sticky_connection(worker, connection):
 
 
 def test_a_hook_that_fails_is_answered_500(kind: Kind):
-    config = """
+    config = f"""{LINGERING}
 def sticky_connection(worker, connection):
     raise LookupError("no such client")
 """

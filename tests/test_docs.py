@@ -339,7 +339,8 @@ def test_what_the_pages_say_is_what_is_said() -> None:
         os.kill(worker, signal.SIGKILL)
         server.wait_for_log("Slot 0: ready", count=2)
         said += server.log
-    with Server(*STICKY, "--sticky-proxy", "-w", "4", "--log-level", "debug", "whoami:app") as server:
+    options = ("--sticky-proxy", "-w", "4", "--keep-alive", "60", "--log-level", "debug")
+    with Server(*STICKY, *options, "whoami:app") as server:
         said += server.get().body.decode()
         server.wait_for_log("Refused a connection")
         with closing(HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as connection:

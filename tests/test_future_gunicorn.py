@@ -193,7 +193,8 @@ LOADED: dict[str, tuple[Edit, str]] = {
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the Gunicorn under test."""
     package = tmp_path_factory.mktemp("original") / "gunicorn"
-    shutil.copytree(Path(gunicorn.__file__).parent, package)
+    # Without what another process is about to rename when it has compiled a module.
+    shutil.copytree(Path(gunicorn.__file__).parent, package, ignore=shutil.ignore_patterns("*.pyc.*"))
     return package
 
 

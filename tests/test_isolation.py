@@ -19,6 +19,8 @@ from support.harness import BIN, STICKY, Server, addresses, wait_for
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(12)
+#: By header, with more time for a client between two requests, and in a head, than any test takes.
+BY_HEADER = ("-w", "2", "--sticky-proxy", "--keep-alive", "60", "--sticky-header-timeout", "60", "whoami:app")
 #: Everything that reads from a descriptor, or takes one.
 READS = "read,readv,pread64,preadv,preadv2,recvfrom,recvmsg,recvmmsg,splice,sendfile,accept,accept4,pidfd_getfd"
 
@@ -105,8 +107,7 @@ def test_the_arbiter_reads_no_byte_of_a_client():
     """Neither under load, nor while processes die, nor in reloads; nor does it accept or receive a connection."""
     # -D: the arbiter stays our child. Without -f, its children are not traced.
     trace = ["strace", "-D", "-q", "-yy", "-s", "0", "-o", "trace", "-e", f"trace={READS},listen"]
-    options = ("-w", "2", "--sticky-proxy", "whoami:app")
-    with Server(*STICKY, *options, command=[*trace, str(BIN / "gunicorn")]) as server:
+    with Server(*STICKY, *BY_HEADER, command=[*trace, str(BIN / "gunicorn")]) as server:
         ask_two(server)
         with visited(server):
             trouble(server)
@@ -126,7 +127,7 @@ def test_the_arbiter_reads_no_byte_of_a_client():
 
 def test_the_arbiter_has_no_connection_of_a_client():
     with (
-        Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app") as server,
+        Server(*STICKY, *BY_HEADER) as server,
         contextlib.ExitStack() as stack,
     ):
         ask_two(server)
@@ -147,8 +148,7 @@ def test_the_arbiter_has_no_connection_of_a_client():
 
 def test_two_masters_never_see_each_others_connections():
     """Same program, same user, same clients, same keys, and one of them in trouble all the time."""
-    options = (*STICKY, "-w", "2", "--sticky-proxy", "whoami:app")
-    with Server(*options) as one, Server(*options) as two:
+    with Server(*STICKY, *BY_HEADER) as one, Server(*STICKY, *BY_HEADER) as two:
         for server in (one, two):
             ask_two(server)
         mine, others = (

@@ -84,14 +84,15 @@ def test_only_so_many_wait(rig: Rig):
 
 
 def test_nobody_waits_for_ever_except_while_a_worker_boots(rig: Rig):
+    before = time.monotonic()
     last = f"before {rig.fill() - 1}"
     rig.come("one")
-    now = time.monotonic()
-    rig.pending.advance(now + PATIENCE - 1)
+    after = time.monotonic()
+    rig.pending.advance(before + PATIENCE - 1)
     rig.pending.prolong(rig.channel, 5)
-    rig.pending.advance(now + PATIENCE + 4)
+    rig.pending.advance(before + PATIENCE + 4)
     assert rig.refused == []
-    rig.pending.advance(now + PATIENCE + 6)
+    rig.pending.advance(after + PATIENCE + 6)
     assert (rig.refused, len(rig.pending)) == ([last, "one"], 0)
 
 

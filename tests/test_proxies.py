@@ -336,7 +336,7 @@ def test_every_beginning_of_a_header_is_incomplete(header: bytes):
 @pytest.mark.parametrize("by", [[], ["--sticky-proxy"]], ids=["ip", "header"])
 def test_header_split_at_any_byte(by: list[str]):
     key = "203.0.113.9" if by else SOURCE
-    with Server(*BY_PROXY, *by, "whoami:app") as server:
+    with Server(*BY_PROXY, *by, "--sticky-header-timeout", "60", "whoami:app") as server:
         for header in (V1, V2):
             data = header + GET
             parts = [(connect(server.port), data[:cut], data[cut:]) for cut in range(1, len(data))]

@@ -73,7 +73,7 @@ def test_a_worker_that_dies_while_a_reload_waits_is_replaced():
 
 @pytest.mark.parametrize("kind", ["worker", "dispatcher"])
 def test_who_hangs_while_a_reload_waits_is_killed(kind: str):
-    with waiting_reload("--timeout", "2") as (server, client, new):
+    with waiting_reload("--timeout", "8") as (server, client, new):  # which the others must not reach
         hung = new if kind == "worker" else server.alive("dispatcher")[-1]
         os.kill(hung, signal.SIGSTOP)
         assert server.who(source=client)["pid"] != hung

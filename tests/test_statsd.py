@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.instrument.statsd import Statsd
 from support.harness import APPS, PATIENCE, STICKY, Server, addresses, wait_for
-from support.statsd import agent
+from support.statsd import Agent, agent
 
 from gunicorn_sticky.shared.board import SEATS, Board
 from gunicorn_sticky.shared.metrics import Metrics
@@ -28,6 +29,19 @@ from gunicorn_sticky.status.statsd import Reporter
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(24)
+
+
+def hear(heard: Agent, action: Callable[[], object], what: str) -> None:
+    """Read what is sent while something else is done, or a socket would be full: metrics get lost, or workers wait."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(action)
+        wait_for(lambda: heard.read() and done.done(), what, 2 * PATIENCE)
+    done.result()
+
+
+def ask(heard: Agent, server: Server) -> None:
+    """Send a request of each client."""
+    hear(heard, lambda: server.slots(CLIENTS), "all answers")
 
 
 # --- with the real server ---
@@ -43,16 +57,15 @@ def test_metrics_are_sent(options: str, tmp_path: Path):
         args = ("--statsd-prefix", "shop", "--dogstatsd-tags", "zone:a,app:b")
     with (
         agent(address, **form) as (heard, host),
-        Server(*STICKY, "-w", "2", "--statsd-host", host, *args, "whoami:app") as server,
+        Server(*STICKY, "-w", "2", "--keep-alive", "60", "--statsd-host", host, *args, "whoami:app") as server,
     ):
-        with ThreadPoolExecutor() as pool:  # a worker whose metrics nobody reads would stand still
-            asked = pool.submit(server.slots, CLIENTS)
-            wait_for(lambda: heard.read() and asked.done(), "all answers")
+        ask(heard, server)
         wait_for(lambda: heard.read().of_slots("requests") == len(CLIENTS), "all requests")
+        # A report is many datagrams: those of other metrics come after those of requests.
+        wait_for(lambda: heard.read().of_slots("dispatched") == len(CLIENTS), "all connections")
+        wait_for(lambda: heard.read().of_slots("cpu_ms") > 0, "the time that they took")
         wait_for(lambda: heard.read().gauges["slots_ready"] == 2, "all workers")
         assert heard.counters["dispatcher.accepted"] == heard.counters["dispatcher.keys.ip"] == len(CLIENTS)
-        assert heard.of_slots("dispatched") == len(CLIENTS)
-        assert heard.of_slots("cpu_ms") > 0
         for slot in (0, 1):
             assert heard.gauges[f"slot.{slot}.state"] == 3
             assert heard.gauges[f"slot.{slot}.memory_bytes"] > 1 << 20
@@ -76,11 +89,11 @@ def test_counters_go_on_when_workers_are_replaced_and_slots_removed():
         agent(("127.0.0.1", 0)) as (heard, host),
         Server(*STICKY, "-w", "2", "--statsd-host", host, "whoami:app") as server,
     ):
-        server.slots(CLIENTS)
+        ask(heard, server)
         old = server.alive("worker")
         server.send_signal(signal.SIGHUP)
-        wait_for(lambda: not {*old} & {*server.alive("worker")}, "the old workers' end")
-        server.slots(CLIENTS)
+        wait_for(lambda: heard.read() and not {*old} & {*server.alive("worker")}, "the old workers' end")
+        ask(heard, server)
         wait_for(lambda: heard.read().of_slots("requests") == 2 * len(CLIENTS), "the requests of both")
         assert heard.of_slots("restarts") == 2
         server.send_signal(signal.SIGTTOU)
@@ -88,7 +101,7 @@ def test_counters_go_on_when_workers_are_replaced_and_slots_removed():
         wait_for(lambda: heard.read().gauges["slot.1.memory_bytes"] == 0, "the end of its gauges")
         server.send_signal(signal.SIGTTIN)
         wait_for(lambda: heard.read().gauges["slots_ready"] == 2, "two slots")
-        server.slots(CLIENTS)
+        ask(heard, server)
         wait_for(lambda: heard.read().of_slots("requests") >= 3 * len(CLIENTS), "the requests of all")
         assert heard.of_slots("requests") == 3 * len(CLIENTS)
 
@@ -138,6 +151,8 @@ def test_a_reader_that_goes_earns_no_flood_of_errors(kind: str, tmp_path: Path):
         wait_for(lambda: heard.read().gauges.get("slots_ready") == 1, "the first report")
         stack = stack.pop_all()
     with stack:
+        if kind == "unix":
+            server.wait_for_log("Error sending message to statsd")
         wait_for_reports(server)
         assert server.log.count("Error sending message to statsd") == (kind == "unix")
         if kind == "udp":
@@ -185,14 +200,14 @@ def test_of_two_masters_the_one_in_charge_is_heard():
         agent(("127.0.0.1", 0)) as (heard, host),
         Server(*STICKY, "-w", "2", "--statsd-host", host, "--pid", "pid", "whoami:app") as server,
     ):
-        server.slots(CLIENTS)
+        ask(heard, server)
         wait_for(lambda: heard.read().gauges.get("slots_ready") == 2, "the workers")
         server.send_signal(signal.SIGUSR2)
-        server.wait_for_log(r"Master\.2 accepts connections now")
-        server.slots(CLIENTS)
+        hear(heard, lambda: server.wait_for_log(r"Master\.2 accepts connections now"), "the new master")
+        ask(heard, server)
         wait_for(lambda: heard.read().of_slots("requests") == 2 * len(CLIENTS), "the requests of both masters")
         server.send_signal(signal.SIGTERM)
-        server.process.wait(PATIENCE)
+        hear(heard, lambda: server.process.wait(PATIENCE), "the old master's end")
         reports = heard.read().reports
         wait_for(lambda: heard.read().reports >= reports + 2, "the new one's reports")
         os.kill(int((server.folder / "pid").read_text()), signal.SIGTERM)
