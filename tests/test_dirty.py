@@ -61,14 +61,14 @@ def test_dirty_workers_work_for_all_workers(arguments):
         works(server)
         assert control(server, "show dirty")["enabled"] is True
         assert server.stop() == 0
-        assert not server.session()
+        wait_for(lambda: not server.session(), "all processes to end")  # a dispatcher that is killed in the end, too
 
 
 def test_quick_stop(arguments):
     with Server(*DIRTY, **arguments) as server:
         works(server)
         assert server.stop(signal.SIGINT, timeout=15) == 0
-        assert not server.session()
+        wait_for(lambda: not server.session(), "all processes to end")  # a dispatcher that is killed in the end, too
 
 
 def test_reload(arguments):

@@ -238,9 +238,16 @@ def test_what_a_worker_has_not_taken_is_its_successors(kind: Kind, end: str):
     with Server(*kind.args, "-w", "2", "--timeout", timeout, kind.app("whoami")) as server:
         client, other = client_of(server, 0), client_of(server, 1)
         pid = server.who(source=client)["pid"]
+
+        def accepted() -> int:
+            return int(status(server)["dispatcher"]["accepted"])
+
+        before = accepted()
         os.kill(pid, signal.SIGSTOP)
         with answers(4, lambda _: server.who(source=client)) as found:
-            wait_for(lambda: waiting(server) == 4, "all to wait")
+            wait_for(lambda: accepted() == before + 4, "all to be accepted")
+            if end == "killed":  # and not in a moment, maybe before anybody has looked
+                wait_for(lambda: waiting(server) == 4, "all to wait")
             assert server.who(source=other)["slot"] == 1
             if end == "killed":
                 os.kill(pid, signal.SIGKILL)
@@ -276,7 +283,7 @@ def test_workers_of_a_killed_master_end_at_once(kind: Kind, drains: bool):
             server.send_signal(signal.SIGTERM)
             server.wait_for_log("Handling signal: term")
         os.kill(server.pid, signal.SIGKILL)
-        wait_for(lambda: not server.session(), "all processes to end", 15)
+        wait_for(lambda: not server.session(), "all processes to end")
 
 
 def test_what_takes_longer_than_the_graceful_timeout_is_cut_off(kind: Kind):
@@ -285,18 +292,35 @@ def test_what_takes_longer_than_the_graceful_timeout_is_cut_off(kind: Kind):
         with answers(2, lambda _: cut_off(server)):
             wait_for(lambda: connections(server) == 2, "two requests")
             server.send_signal(signal.SIGHUP)
-            wait_for(lambda: pid not in server.alive("worker"), "the old worker's end", 10)
+            wait_for(lambda: pid not in server.alive("worker"), "the old worker's end")
         assert server.who()["pid"] != pid
         assert "WORKER TIMEOUT" not in server.log
+
+
+#: Lets a response with events go on for as long as there is no file "release".
+ENDLESS = """
+import os
+
+def post_worker_init(worker):
+    import busy
+    from waiting import wait_until
+
+    def events(seconds, who):
+        yield b"data: {}\\n\\n"
+        wait_until(lambda: os.path.exists("release"))
+        yield b"data: {}\\n\\n"
+
+    busy.events = events
+"""
 
 
 @pytest.mark.parametrize("why", ["reload", "max_requests"])
 def test_what_was_to_stay_open_does_when_its_worker_drains_before_the_end_of_the_response(kind: Kind, why: str):
     """Its client may have sent the next request already."""
     options = ("--max-requests", "3") if why == "max_requests" else ()
-    with Server(*kind.args, "-w", "1", "--keep-alive", "30", *options, kind.app("busy")) as server:
+    with Server(*kind.args, "-w", "1", "--keep-alive", "30", *options, kind.app("busy"), config=ENDLESS) as server:
         client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-        client.request("GET", "/events?seconds=3")
+        client.request("GET", "/events")
         response = client.getresponse()
         assert client.sock
         address = client.sock.getsockname()
@@ -308,6 +332,7 @@ def test_what_was_to_stay_open_does_when_its_worker_drains_before_the_end_of_the
         server.wait_for_log("Slot 0: ready", count=2)
         new = server.booted("worker")[-1]
         wait_for(lambda: json.loads(server.get().body)["pid"] == new, "the successor")
+        (server.folder / "release").touch()
         assert response.read().endswith(b"}\n\n")
         client.request("GET", "/")
         assert json.loads(client.getresponse().read())["pid"] == new

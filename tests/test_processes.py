@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pwd
+import re
 import select
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import BIN, STICKY, Server, addresses, descriptors, request, wait_for
+from support.harness import BIN, PATIENCE, STICKY, Server, addresses, descriptors, request, wait_for
 
 CLIENTS = addresses(24)
 
@@ -182,18 +183,19 @@ def test_a_hung_dispatcher_is_killed_also_when_it_is_to_drain(number: int):
     with Server(*STICKY, "-w", "1", *options, "whoami:app") as server:
         server.who(headers={"X-Forwarded-For": CLIENTS[0]})
         hung = server.booted("dispatcher")[-1]
-        before = len(descriptors(hung))  # and then a client, whose head is not complete
+        before = set(descriptors(hung))  # and then a client, whose head is not complete
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
             client.sendall(b"GET / HTTP/1.1\r\n")
-            wait_for(lambda: len(descriptors(hung)) > before, "the dispatcher to have it")
+            wait_for(lambda: set(descriptors(hung)) - before, "the dispatcher to have it")
             os.kill(hung, signal.SIGSTOP)
             server.send_signal(number)
             server.wait_for_log(rf"DISPATCHER TIMEOUT \(pid:{hung}\)")
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
         wait_for(lambda: hung not in server.alive("dispatcher"), "its end")
-        assert server.log.count("DISPATCHER TIMEOUT") == 1
-        assert server.stop(timeout=20) == 0
+        # Of that one only; it is said again as long as what was killed has not ended.
+        assert {*re.findall(r"DISPATCHER TIMEOUT \(pid:(\d+)\)", server.log)} == {str(hung)}
+        assert server.stop() == 0
 
 
 @pytest.mark.parametrize("timeout", ["2", "0"])
@@ -331,6 +333,7 @@ def test_workers_added_and_removed_in_quick_succession():
             handled = server.log.count("Handling signal")
             server.send_signal(number)
             wait_for(lambda: server.log.count("Handling signal") > handled, "the signal to be handled")  # noqa: B023
+        server.wait_for_log("Booting dispatcher", count=13)  # the last one's signal is logged before it is handled
         wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
         wait_for(lambda: len(server.alive("worker")) == 2, "two workers")
         assert slots(server) == before
@@ -361,6 +364,7 @@ def test_max_requests_replaces_a_worker_while_it_drains():
         held: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: held.append(server.who(source=client, path="/hold")))
         thread.start()
+        server.wait_for_log("^held")
         old = server.who(source=client)["pid"]
         new = wait_for(
             lambda: next((p for p in [server.who(source=client)["pid"]] if p != old), None),
@@ -422,7 +426,7 @@ def test_who_dies_is_noticed_when_gevent_has_patched_the_master(where: str):
         for kind in ("worker", "dispatcher"):
             pid = wait_for(lambda: server.alive(kind), kind)[-1]  # noqa: B023
             os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: server.booted(kind)[-1] > pid, "another one")  # noqa: B023
+            wait_for(lambda: server.booted(kind)[-1] != pid, "another one")  # noqa: B023
             slots(server)
         for _ in range(2):
             workers, dispatchers = set(server.alive("worker")), set(server.alive("dispatcher"))
@@ -430,23 +434,24 @@ def test_who_dies_is_noticed_when_gevent_has_patched_the_master(where: str):
             wait_for(lambda: len(set(server.alive("worker")) - workers) == 2, "new workers")  # noqa: B023
             wait_for(lambda: len(set(server.alive("dispatcher")) - dispatchers) == 1, "a new dispatcher")  # noqa: B023
             wait_for(lambda: len(server.children()) == 3, "the old ones to end")
-        assert server.stop(timeout=20) == 0
+        assert server.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_stop(number: int):
-    with Server(*STICKY, "-w", "1", "whoami:app") as server:
+    with Server(*STICKY, "-w", "1", "--graceful-timeout", "120", "whoami:app") as server:
         slots(server)
         processes = [*server.booted("worker"), *server.booted("dispatcher")]
-        assert server.stop(number, timeout=10) == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+        assert server.stop(number) == 0
+        # A dispatcher that has been killed in the end may take a moment longer than the master.
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "all processes to end")
 
 
 def test_term_while_the_workers_boot():
     for _ in range(3):
-        with Server(*STICKY, "-w", "4", "whoami:app") as server:
+        with Server(*STICKY, "-w", "4", "--graceful-timeout", "120", "whoami:app") as server:
             server.wait_for_log("Booting dispatcher")
-            assert server.stop(timeout=8) == 0
+            assert server.stop() == 0
 
 
 # --- who may do what ---
@@ -567,11 +572,12 @@ def test_more_than_may_wait_is_refused_with_503():
 
 @pytest.mark.features
 def test_what_waits_too_long_is_refused_with_503():
-    options = ("--timeout", "3", "--worker-connections", "1")
+    options = ("--timeout", "5", "--worker-connections", "1")
     with Server(*STICKY, "-w", "1", *options, "whoami:app") as server:
         client = CLIENTS[0]
         thread = threading.Thread(target=lambda: server.who(source=client, path="/hold"))
         thread.start()
+        server.wait_for_log("^held")  # or those that come before it do not wait
         waiting = open_clients(server, client, 500)
         server.wait_for_log(r"Refused a connection from .*: 503, .* \(setting: workers or worker_connections\)")
         (server.folder / "release").touch()
@@ -676,8 +682,9 @@ def test_no_more_workers_than_there_are_descriptors_for():
 @pytest.mark.features
 def test_workers_that_cannot_boot_end_the_server_as_gunicorn_does():
     config = "def post_worker_init(worker):\n    raise RuntimeError('all of them')"
-    with Server(*STICKY, "-w", "4", "--pid", "pid", "whoami:app", config=config) as server:
-        assert server.process.wait(20) == 3  # less than graceful_timeout
+    options = ("--graceful-timeout", "120", "--pid", "pid")
+    with Server(*STICKY, "-w", "4", *options, "whoami:app", config=config) as server:
+        assert server.process.wait(PATIENCE) == 3  # less than graceful_timeout
         assert "Reason: Worker failed to boot." in server.log
         assert not (server.folder / "pid").exists()
 

@@ -18,12 +18,13 @@ LIBRARIES = ("gevent", "gunicorn", "gunicorn_h1c", "gunicorn_sticky")
 #: What the master is before it forks its first worker, and what it has loaded.
 MASTER = """
 import json, os, sys, threading
+from os.path import lexists
 
 def pre_fork(server, worker):
     state = {
         "modules": sorted(sys.modules),
         "threads": threading.active_count(),
-        "files": sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]),
+        "files": [os.readlink(path) for fd in os.listdir("/proc/self/fd") if lexists(path := f"/proc/self/fd/{fd}")],
     }
     if hub_local := sys.modules.get("gevent._hub_local"):
         state["hub"] = hub_local.get_hub_if_exists() is not None

@@ -54,7 +54,7 @@ def quiet() -> Iterator[Server]:
 
 
 def test_requests_and_connections():
-    with Server(*STICKY, "-w", "2", "whoami:app") as server, ExitStack() as stack:
+    with Server(*STICKY, "-w", "2", "--keep-alive", "60", "whoami:app") as server, ExitStack() as stack:
         server.slots(CLIENTS)
         wait_for(lambda: total(server, "requests") == len(CLIENTS), "all requests to be counted")
         seen = status(server)
@@ -81,7 +81,7 @@ def test_requests_and_connections():
 
 
 def test_sessions_and_handovers():
-    with Server(*STICKY, "-w", "2", "--sticky-by", "session", "sio_app:app") as server:
+    with Server(*STICKY, "-w", "2", "--sticky-by", "session", "--keep-alive", "60", "sio_app:app") as server:
         wait_for(lambda: status(server)["state"] == "ok", "all workers")
         sids = []
         for _ in range(8):
@@ -93,14 +93,16 @@ def test_sessions_and_handovers():
                 kept.request("POST", f"/socket.io/?EIO=4&transport=polling&sid={sid}", body="3")
                 assert Response(kept.getresponse()).status == 200
         seen = status(server)
-        handed = total(server, "handed_over")
-        assert 0 < handed == total(server, "taken_over") == seen["dispatcher"]["handed_back"]
+        # Who hands over counts it afterwards, when the next worker may have answered already.
+        handed = total(server, "taken_over")
+        wait_for(lambda: total(server, "handed_over") == handed, "all of them to be counted")
+        assert 0 < handed == seen["dispatcher"]["handed_back"]
         assert seen["dispatcher"]["keys"]["session"] == 1
         assert seen["dispatcher"]["keys"]["ip"] == len(sids)
 
 
 def test_sources_of_the_key_and_refusals():
-    options = ("--sticky-proxy", "--sticky-header-timeout", "1")
+    options = ("--sticky-proxy", "--sticky-header-timeout", "3")
     with Server(*STICKY, "-w", "1", *options, "whoami:app") as server:
         assert server.get(headers={"X-Forwarded-For": "10.0.0.1"}).status == 200
         assert server.get().status == 400
@@ -177,10 +179,12 @@ def test_a_draining_worker_is_shown_beside_its_successor():
         wait_for(lambda: status(server)["slots"][0]["workers"][0]["connections"] == 1, "a request")
         server.send_signal(signal.SIGHUP)
         wait_for(
-            lambda: [worker["state"] for worker in status(server)["slots"][0]["workers"]] == ["ready", "draining"],
+            lambda: (
+                (found := status(server))["state"] == "ok"  # the new dispatcher may be there later than the new worker
+                and [worker["state"] for worker in found["slots"][0]["workers"]] == ["ready", "draining"]
+            ),
             "the old worker beside the new one",
         )
-        assert status(server)["state"] == "ok"
 
 
 # --- the command ---

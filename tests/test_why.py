@@ -18,7 +18,9 @@ from support.harness import PATIENCE, STICKY, Response, Server, addresses
 pytestmark = pytest.mark.features
 
 CLIENTS = addresses(12)
-DEBUG = (*STICKY, "--log-level", "debug")
+#: Connections that are kept stay open, however long this machine takes between two requests.
+KEPT = ("--keep-alive", "60")
+DEBUG = (*STICKY, *KEPT, "--log-level", "debug")
 POLL = "/socket.io/?EIO=4&transport=polling"
 
 
@@ -107,7 +109,7 @@ def test_nobody_feigns_a_reason():
 
 
 def test_nothing_is_said_unless_asked_for():
-    with Server(*STICKY, "-w", "2", "--sticky-proxy", "whoami:app") as server, kept_alive(server) as connection:
+    with Server(*STICKY, *KEPT, "-w", "2", "--sticky-proxy", "whoami:app") as server, kept_alive(server) as connection:
         for n in range(8):
             connection.request("GET", "/", headers={"X-Forwarded-For": f"10.0.0.{n}"})
             Response(connection.getresponse())
