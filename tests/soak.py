@@ -28,6 +28,7 @@ from typing import Any
 
 from soak_judge import Finding, History, Judge, Process, Window
 from support.harness import STICKY, TESTS, Server, addresses, request, wait_for
+from support.masters import pid_in
 from support.proxies import HAPROXY, HAPROXY_V2, NGINX, haproxy, nginx
 from support.under_load import GROWTH, Load, Record, descriptors, memory, summary, wait_until_ready
 
@@ -166,8 +167,7 @@ class Faults:
 
     def master(self) -> int:
         """Return the pid of the only master."""
-        path = self._server.folder / "pid"
-        return int(wait_for(lambda: path.exists() and path.read_text(), "the master's pid"))
+        return wait_for(lambda: pid_in(self._server.folder / "pid"), "the master's pid")
 
     def _all(self, kind: str) -> list[Process]:
         return [p for p in self._history.of(kind) if p.gone is None and p.stopped is None]

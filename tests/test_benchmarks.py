@@ -42,6 +42,8 @@ def test_sessions_whose_requests_are_handed_over(kind: Kind):
     app = "asgi()" if kind.interface == "asgi" else "wsgi('threading')"
     args = (*kind.args(sticky=True), "--sticky-by", "session", "-w", str(WORKERS), "--keep-alive", "30")
     with Server(*args, f"scaling_app:{app}", env={"PYTHONPATH": str(BENCHMARKS)}) as server:
+        # Nothing is handed over while the first one of them has all sessions.
+        server.wait_for_log(r"Slot \d: ready", count=WORKERS)
         seen = Visits(ports=[server.port], seconds=30, sessions=3).report()
     assert (seen["errors"], seen["sessions"], seen["requests"]) == ({}, 3 * CLIENTS, 6 * CLIENTS)
     assert seen["handovers"] >= SHARE * seen["requests"] / 2

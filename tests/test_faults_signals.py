@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.harness import BIN, Server, wait_for
 from support.kinds import Kind
+from support.masters import pid_in
 from support.under_load import (
     CLIENTS,
     Load,
@@ -164,7 +165,7 @@ def test_max_requests_leaves_no_gap_in_any_slot(kind: Kind, by: str):
 
 @each_fault(1, "ip")
 def test_term_finishes_what_was_accepted(kind: Kind, by: str):
-    with busy_server(by, 4, "--graceful-timeout", "4", kind=kind) as server:
+    with busy_server(by, 4, "--graceful-timeout", "10", kind=kind) as server:
         load = Load(server, by)
         try:
             load.wait_for_everybody()
@@ -207,17 +208,20 @@ def upgrade(server: Server, load: Load) -> tuple[int, set[int], float]:
 
 def master(server: Server) -> int:
     """Return the pid in the master's file, or 0: between two masters there is none for a moment."""
-    path = server.folder / "pid"
-    return int(path.read_text()) if path.exists() else 0
+    return pid_in(server.folder / "pid")
 
 
-def goes_with_quit(record: Record, workers: set[int], left: float, gone: float) -> bool:
-    """Tell whether a failed request was in a master that was told to quit at `left`, and waits for nothing."""
+def goes_with_quit(record: Record, workers: set[int], left: float, last: float, gone: float) -> bool:
+    """Tell whether a failed request was in a master that was told to quit at `left`, and waits for nothing.
+
+    Args:
+        last: when the last request began that this master has answered: so long it did not know yet
+    """
     if record.outcome == "404":
         return record.owner in workers and record.end >= left
     if record.outcome == "refused" or not left <= record.end <= gone + 0.5:
         return False
-    return record.start <= left + 0.2 or record.last_pid in workers or record.owner in workers
+    return record.start <= max(left, last) + 0.2 or record.last_pid in workers or record.owner in workers
 
 
 @each_fault(3, "ip", "session")
@@ -228,7 +232,7 @@ def test_upgrade_and_the_way_back(kind: Kind, by: str):
         load = Load(server, by)
         try:
             load.wait_for_everybody()
-            quits: list[tuple[set[int], float, float]] = []
+            quits: list[tuple[set[int], float, float, float]] = []
             for _ in range(times(1, 5)):
                 first = set(server.alive("worker"))
                 # There and back again.
@@ -241,7 +245,8 @@ def test_upgrade_and_the_way_back(kind: Kind, by: str):
                 load.wait_for_answers(gone, CLIENTS)
                 assert not (server.folder / "pid.2").exists()
                 assert master(server) == server.pid
-                quits.append((second, left, gone))
+                last = max(r.start for r in load.records if r.pid in second)
+                quits.append((second, left, last, gone))
                 failed = [r for r in load.records if r.failed]
                 assert_nothing([r for r in failed if not any(goes_with_quit(r, *q) for q in quits)], "failed", left)
                 assert_nothing(

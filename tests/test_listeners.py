@@ -42,7 +42,8 @@ def test_several_listeners_lead_to_the_same_workers():
 
 
 def test_what_waits_in_the_listener_is_bounded_by_the_backlog():
-    with Server(*STICKY, "-w", "1", "--backlog", "5", "whoami:app") as server:
+    # Those who are let in first wait for their turn here.
+    with Server(*STICKY, "-w", "1", "--backlog", "5", "--keep-alive", "60", "whoami:app") as server:
         server.slots(CLIENTS)
         (dispatcher,) = server.alive("dispatcher")
         os.kill(dispatcher, signal.SIGSTOP)
@@ -62,6 +63,7 @@ def test_what_waits_in_the_listener_is_bounded_by_the_backlog():
                 return False
             return True
 
+        wait_for(lambda: sum(map(connected, clients)) >= 6, "the backlog to be full")
         assert sum(map(connected, clients)) == 6  # Linux lets one more in
         os.kill(dispatcher, signal.SIGCONT)
         for client in clients:

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.harness import STICKY, Server, addresses, daemon, wait_for
+from support.harness import PATIENCE, STICKY, Server, addresses, daemon, wait_for
 from support.kinds import Kind, each_kind
+from support.proxies import reserved_port
 
 pytestmark = pytest.mark.features
 steady = pytest.mark.xdist_group("signals")
@@ -59,24 +60,26 @@ STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 LATER_STOPS = [(stage, number) for n, stage in enumerate(LATER) for number in (signal.SIGTERM, STOPS[1 + n % 2])]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def all_end(server: Server) -> None:
+    """Wait for those that the master has killed last: it does not, and they close sockets before they are gone."""
+    wait_for(lambda: not server.session(), "all processes to end")
 
 
 def nothing_is_left(server: Server, port: int) -> None:
     assert server.process.poll() is not None
-    wait_for(lambda: not server.session(), "all processes to end", timeout=5)
+    all_end(server)
     socket.create_server(("127.0.0.1", port)).close()
 
 
 def stop_at(stage: str, number: int) -> tuple[int, str]:
     """Send a starting server a signal, and return its exit code and what it has logged."""
-    port = free_port()
     # A worker that has not heard of the end would be waited for: longer than this test is willing to.
     workers = "2" if "2" in stage else "1"
     args = (*STICKY, "-w", workers, "--graceful-timeout", "60", "whoami:app")
-    with Server(*args, bind=f"127.0.0.1:{port}", config=PAUSE, env={"STAGE": stage}) as server:
+    with (
+        reserved_port() as port,
+        Server(*args, bind=f"127.0.0.1:{port}", config=PAUSE, env={"STAGE": stage}) as server,
+    ):
         if stage == "dispatcher":
             server.wait_for_log("Booting dispatcher")
         else:
@@ -85,7 +88,7 @@ def stop_at(stage: str, number: int) -> tuple[int, str]:
         if stage.startswith(("worker", "booted")):
             server.wait_for_log("Handling signal")  # before the worker goes on
         (server.folder / "go").touch()
-        code = server.process.wait(15)
+        code = server.process.wait(PATIENCE)
         nothing_is_left(server, port)
         return code, server.log
 
@@ -111,17 +114,17 @@ def test_stop_at_every_stage_of_the_start(stage: str, number: int):
 def test_stop_at_any_time():
     """What the stages above do not name: at moments that are spread over the time that a start takes here."""
     began = time.monotonic()
-    with Server(*STICKY, "-w", "2", "whoami:app") as server:
+    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    with Server(*args) as server:
         server.wait_for_log(r"Slot \d: ready", count=2)
         takes = time.monotonic() - began
     for start in range(STARTS):
         number = STOPS[start % len(STOPS)]
-        port = free_port()
-        with Server(*STICKY, "-w", "2", "whoami:app", bind=f"127.0.0.1:{port}") as server:
+        with reserved_port() as port, Server(*args, bind=f"127.0.0.1:{port}") as server:
             time.sleep(takes * start / STARTS)
             server.send_signal(number)
             try:
-                code = server.process.wait(15)
+                code = server.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 # While it imports, Python calls back where it only prints exceptions: nobody else has seen the signal.
                 assert re.match("Exception ignored in.*\n(?:.*\n)*?KeyboardInterrupt", server.log), server.log
@@ -189,11 +192,12 @@ def post_worker_init(worker): worker.log.info("booted")
 
 
 def test_term_lets_requests_end():
-    with Server(*STICKY, "-w", "2", "whoami:app", config=BOOTED) as server, held_request(server) as statuses:
+    args = (*STICKY, "-w", "2", "--graceful-timeout", "60", "whoami:app")
+    with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
         server.send_signal(signal.SIGTERM)
         server.wait_for_log("Handling signal: term")
         (server.folder / "release").touch()
-        assert server.process.wait(15) == 0
+        assert server.process.wait(PATIENCE) == 0
         wait_for(lambda: statuses == [200], "the answer")
         assert not server.session()
 
@@ -202,9 +206,9 @@ def test_term_lets_requests_end():
 def test_term_waits_no_longer_than_the_graceful_timeout(kind: Kind):
     args = (*kind.args, "-w", "1", "--graceful-timeout", "1", kind.app("whoami"))
     with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
-        assert server.stop(timeout=15) == 0
+        assert server.stop() == 0
         wait_for(lambda: statuses == [0], "the request to be cut off")
-        assert not server.session()
+        all_end(server)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
@@ -212,10 +216,10 @@ def test_term_waits_no_longer_than_the_graceful_timeout(kind: Kind):
 def test_quick_stop_does_not_wait_for_requests(kind: Kind, number: int):
     args = (*kind.args, "-w", "1", "--graceful-timeout", "60", kind.app("whoami"))
     with Server(*args, config=BOOTED) as server, held_request(server) as statuses:
-        assert server.stop(number, timeout=10) == 0
+        assert server.stop(number) == 0
         # uvicorn answers a request that it cancels.
         wait_for(lambda: statuses == ([0] if kind.has_all else [500]), "the request to be cut off")
-        assert not server.session()
+        all_end(server)
 
 
 def test_a_graceful_stop_can_be_made_quick():
@@ -224,10 +228,10 @@ def test_a_graceful_stop_can_be_made_quick():
         server.send_signal(signal.SIGTERM)
         server.wait_for_log("Handling signal: term")
         server.send_signal(signal.SIGINT)
-        assert server.process.wait(15) == 0
+        assert server.process.wait(PATIENCE) == 0
         assert "Quick shutdown requested" in server.log
         wait_for(lambda: statuses == [0], "the request to be cut off")
-        assert not server.session()
+        all_end(server)
 
 
 # --- WINCH ---
@@ -326,7 +330,8 @@ def test_a_second_upgrade_waits_for_the_end_of_the_first_one():
         new = upgrade(server)
         assert server.stop() == 0
         server.wait_for_log("Master has been promoted")
-        wait_for(lambda: (server.folder / "pid").read_text().strip() == str(new), "the new master's pid in its file")
+        pid = server.folder / "pid"  # which is renamed after that has been logged
+        wait_for(lambda: pid.exists() and pid.read_text().strip() == str(new), "the new master's pid in its file")
         assert server.slots(CLIENTS) == before
         os.kill(new, signal.SIGTERM)
         wait_for(lambda: not server.session(), "all processes to end")
@@ -375,5 +380,5 @@ def test_interrupt_from_the_terminal_ends_all_at_once():
         server.slots(CLIENTS)
         server.wait_for_log("booted", count=2)
         os.killpg(server.pid, signal.SIGINT)
-        assert server.process.wait(10) == 0
-        assert not server.session()
+        assert server.process.wait(PATIENCE) == 0
+        all_end(server)

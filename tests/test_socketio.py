@@ -223,7 +223,7 @@ def test_without_stickiness_polling_requests_are_refused():
     """The control: this is what the tests above would see if requests reached any worker."""
     # A single worker that is ready before the others would serve every request.
     config = "def post_worker_init(worker): worker.log.info('Ready')"
-    with Server("-k", "gevent", "-w", str(WORKERS), APPS["python-socketio"], config=config) as server:
+    with Server("-k", "gevent", *KEEP_ALIVE, "-w", str(WORKERS), APPS["python-socketio"], config=config) as server:
         server.wait_for_log("Ready", count=WORKERS)
         pollers = poll(server.port, "ip")
     refused = [poller for poller in pollers if poller.refused]
@@ -233,7 +233,7 @@ def test_without_stickiness_polling_requests_are_refused():
 
 def test_a_slow_websocket_client_gets_whole_messages():
     size, count = 1 << 16, 80
-    with Server(*STICKY, "-w", "1", "cluster_app:app") as server, socket.socket() as connection:
+    with Server(*STICKY, *KEEP_ALIVE, "-w", "1", "cluster_app:app") as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the server cannot send at once
         connection.settimeout(PATIENCE)
         connection.connect(("127.0.0.1", server.port))

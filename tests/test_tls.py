@@ -41,7 +41,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(tls: Path) -> tuple[str, ...]:
-    return ("--certfile", str(tls / "server.pem"), "--keyfile", str(tls / "server.key"))
+    # A client may take its time for the handshake; until its request comes, its connection is idle.
+    return ("--certfile", str(tls / "server.pem"), "--keyfile", str(tls / "server.key"), "--keep-alive", "30")
 
 
 def curl(tls: Path, *args: str, sources: Sequence[str] = CLIENTS[:1]) -> subprocess.CompletedProcess[str]:
@@ -126,7 +127,7 @@ def subject(tls: Path, port: int) -> str:
 
 
 def test_a_reload_takes_a_new_certificate(tls: Path):
-    config = "certfile = '{0}/{1}.pem'\nkeyfile = '{0}/{1}.key'\nworkers = 2\n"
+    config = "certfile = '{0}/{1}.pem'\nkeyfile = '{0}/{1}.key'\nworkers = 2\nkeepalive = 30\n"
     with Server(*STICKY, "whoami:app", config=config.format(tls, "server")) as server:
         before = slots(tls, server.port)
         assert "CN=server" in subject(tls, server.port)

@@ -24,11 +24,18 @@ from support.under_load import times
 
 pytestmark = pytest.mark.load
 
-#: Seconds that an answer may take on a busy machine.
-SOON = 10.0
+#: Seconds that an answer may take on a busy machine: less than those after which anybody gives up (--timeout).
+SOON = 25.0
 WORKERS = 2
-OPTIONS = ("-w", str(WORKERS), "--pid", "pid", "--keep-alive", "60", "--graceful-timeout", "3")
+OPTIONS = ("-w", str(WORKERS), "--pid", "pid", "--keep-alive", "60", "--graceful-timeout", "10")
 BY_SESSION = (*STICKY, *OPTIONS, "--sticky-by", "session", "--sticky-session-keys", "query:session_id", "sessions:app")
+#: Waits until the test has seen the new master.
+BROKEN = """
+import os
+from waiting import wait_until
+wait_until(lambda: os.path.exists("seen"))
+raise RuntimeError("a broken configuration")
+"""
 
 
 def is_running(pid: int) -> bool:
@@ -136,9 +143,12 @@ class Chain:
         """Start a new master that cannot read its configuration."""
         if self.new:
             return
-        self.server.configure("raise RuntimeError('a broken configuration')")
+        self.server.configure(BROKEN)
         self.upgrade("fork")
+        seen = self.server.folder / "seen"
+        seen.touch()
         wait_for(lambda: not is_running(self.new), "the new master to end")
+        seen.unlink()
         self.server.configure("")
         self._new_is_gone()
 

@@ -21,6 +21,14 @@ def is_running(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def pid_in(file: Path) -> int:
+    """Return the pid in a master's file, or 0: between two masters there is none for a moment."""
+    try:
+        return int(file.read_text())
+    except FileNotFoundError:
+        return 0
+
+
 class Master:
     """A new master, started by SIGUSR2 and in charge."""
 
@@ -39,5 +47,5 @@ class Master:
     def be_promoted(self) -> None:
         """Wait until the new master knows that it is the only one."""
         pidfile = self.server.folder / "pid"
-        wait_for(lambda: pidfile.exists() and int(pidfile.read_text()) == self.pid, "the new master's promotion")
+        wait_for(lambda: pid_in(pidfile) == self.pid, "the new master's promotion")
         assert not (self.server.folder / "pid.2").exists()
