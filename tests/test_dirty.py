@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.gunicornc import control
+from support.gunicornc import control, order
 from support.harness import STICKY, Server, addresses, wait_for
 
 pytestmark = pytest.mark.features
@@ -93,9 +93,9 @@ def test_a_killed_dirty_arbiter_is_replaced(arguments):
 def test_dirty_workers_are_added_and_removed(arguments):
     with Server(*DIRTY, **arguments) as server:
         works(server)
-        assert control(server, "dirty add 1")["success"] is True
+        assert order(server, "dirty add 1")["success"] is True
         server.wait_for_log(r"Dirty worker \d+ listening", count=3)
-        assert control(server, "dirty remove 1")["success"] is True
+        assert order(server, "dirty remove 1")["success"] is True
         server.wait_for_log("Dirty worker exited")
         works(server)
 

@@ -493,7 +493,8 @@ def test_the_dispatcher_gives_up_privileges():
 def test_logs_are_reopened_in_the_dispatcher():
     with Server(*STICKY, "-w", "1", "--sticky-proxy", "--error-logfile", "error.log", "whoami:app") as server:
         log = server.folder / "error.log"
-        port = int(wait_for(lambda: log.exists() and log.read_text().partition("http://127.0.0.1:")[2][:5], "port"))
+        wait_for(lambda: log.exists() and "Slot 0: ready" in log.read_text(), "the worker")
+        port = int(re.findall(r"Listening at: http://127.0.0.1:(\d+) ", log.read_text())[0])
         wait_for(lambda: request(port, headers={"X-Forwarded-For": "1"}).status == 200, "an answer")
         log.rename(server.folder / "old.log")
         server.send_signal(signal.SIGUSR1)

@@ -73,7 +73,7 @@ class Bot:
 def settle(bots):
     """Connect each bot to a worker of its own, as far as there are so many."""
     slots = {bots[0].connect()}
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     for bot in bots[1:]:
         while (slot := bot.connect()) in slots and time.monotonic() < deadline:  # the others are still booting
             bot.disconnect()

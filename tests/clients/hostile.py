@@ -107,11 +107,12 @@ async def meet(kind: str, number: int, port: int, delay: float) -> tuple[str, fl
     try:
         while more := await asyncio.wait_for(reader.read(65536), LIMIT - (time.monotonic() - started)):
             received += more
-        end = received.rpartition(b"HTTP/1.1 ")[2][:3].decode() or "closed"
+        is_open = False
     except asyncio.TimeoutError:  # not the built-in one in Python 3.10
-        end = "open"
+        is_open = True
     except OSError:
-        end = "closed"
+        is_open = False
+    end = "open" if is_open else received.rpartition(b"HTTP/1.1 ")[2][:3].decode() or "closed"
     seconds = time.monotonic() - started
     attacker.cancel()
     await asyncio.gather(attacker, return_exceptions=True)

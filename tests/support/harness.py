@@ -180,20 +180,16 @@ class Server:
 
     def children(self) -> dict[int, str]:
         """Return the processes that the master has forked: their titles, by pid."""
-        pids: list[str] = []
-        with contextlib.suppress(OSError):  # it has ended
-            for thread in os.listdir(f"/proc/{self.pid}/task"):
-                with contextlib.suppress(OSError):
-                    pids += Path(f"/proc/{self.pid}/task/{thread}/children").read_text().split()
         found = {}
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                if stat(pid)[0] != "Z":
+        for pid in filter(str.isdigit, os.listdir("/proc")):  # the kernel's own list of them may miss some, see proc(5)
+            state, parent, *_ = stat(pid)
+            if parent == str(self.pid) and state != "Z":
+                with contextlib.suppress(OSError):
                     found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
         return found
 
     def booted(self, kind: str) -> list[int]:
-        """Return the pids of all processes of a kind, "worker" or "dispatcher", in the order of their start."""
+        """Return the pids of all processes of a kind, "worker" or "dispatcher", in the order in which they said so."""
         return [int(pid) for pid in re.findall(rf"Booting {kind} with pid: (\d+)", self.log)]
 
     def alive(self, kind: str) -> list[int]:
