@@ -193,8 +193,7 @@ def test_a_hung_dispatcher_is_killed_also_when_it_is_to_drain(number: int):
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
         wait_for(lambda: hung not in server.alive("dispatcher"), "its end")
-        # Of that one only; it is said again as long as what was killed has not ended.
-        assert {*re.findall(r"DISPATCHER TIMEOUT \(pid:(\d+)\)", server.log)} == {str(hung)}
+        assert server.log.count("DISPATCHER TIMEOUT") == 1
         assert server.stop() == 0
 
 

@@ -26,7 +26,7 @@ RESPAWN = 0.5
 Body = Callable[[Callable[[], None]], None]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Child:
     pid: int
     #: What it was made for.
@@ -34,6 +34,8 @@ class _Child:
     #: Its heartbeat.
     tmp: WorkerTmp
     started: float
+    #: Whether it has been killed, as its heart did not beat.
+    is_hung: bool = False
 
 
 class Children:
@@ -124,7 +126,8 @@ class Children:
     def murder(self, timeout: float) -> None:
         """Kill those whose heart has not beaten for `timeout` seconds; it beats also while they drain."""
         for child in self:
-            if time.monotonic() - child.tmp.last_update() > timeout:
+            if not child.is_hung and time.monotonic() - child.tmp.last_update() > timeout:
+                child.is_hung = True
                 self._arbiter.log.critical("%s TIMEOUT (pid:%s)", self._kind.upper(), child.pid)
                 self._kill(child, signal.SIGKILL)
 
