@@ -105,7 +105,7 @@ def test_the_answers_stay_when_workers_come_and_go():
         server.wait_for_log("Slot 0: ready")
         order(server, "worker add 2")
         server.wait_for_log("Slot [12]: ready", 2)
-        assert control(server, "show stats")["sticky"]["state"] == "ok"
+        wait_for(lambda: control(server, "show stats")["sticky"]["state"] == "ok", "their dispatcher")
         assert [worker["slot"] for worker in control(server, "show workers")["workers"]] == [0, 1, 2]
         source = next(client for client in addresses(60) if server.who(source=client)["slot"] == 2)
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE, (source, 0)) as client:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.harness import APPS, BIN, PATIENCE, STICKY, Server, addresses, daemon, descriptors, wait_for
+from support.proxies import reserved_port
 
 pytestmark = [pytest.mark.features, pytest.mark.xdist_group("gunicorn_settings")]
 
@@ -52,7 +53,7 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
 asgi_lifespan = "off"
 asgi_loop = "asyncio"
 chdir = "{folder}/here"
-keepalive = 1
+keepalive = 10
 proc_name = "shop"
 pythonpath = "{folder}/there,/nowhere"
 root_path = "/shop"
@@ -70,16 +71,17 @@ wsgi_app = "mine:app"
 
 
 def test_daemon():
-    with daemon(*STICKY, "-w", "2", "whoami:app") as server:
-        before = spread(server)
-        assert Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # no terminal
-        server.send_signal(signal.SIGHUP)
-        server.wait_for_log("Booting dispatcher", count=2)
-        wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
-        assert server.slots(CLIENTS) == before
-        port, pid = server.port, server.folder / "pid"
-    assert not pid.exists()
-    socket.create_server(("127.0.0.1", port)).close()
+    with reserved_port() as port:
+        with daemon(*STICKY, "-w", "2", "whoami:app", bind=f"127.0.0.1:{port}") as server:
+            before = spread(server)
+            assert Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # no terminal
+            server.send_signal(signal.SIGHUP)
+            server.wait_for_log("Booting dispatcher", count=2)
+            wait_for(lambda: len(server.alive("dispatcher")) == 1, "one dispatcher")
+            assert server.slots(CLIENTS) == before
+            pid = server.folder / "pid"
+        assert not pid.exists()
+        socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_standard_output_of_a_daemon():
@@ -269,7 +271,7 @@ def test_a_folder_of_the_heartbeats_that_there_is_not():
 
 
 def test_a_worker_that_stands_still_is_replaced_after_the_timeout():
-    with Server(*STICKY, "-w", "2", "--timeout", "2", "whoami:app") as server:
+    with Server(*STICKY, "-w", "2", "--timeout", "10", "whoami:app") as server:
         before = spread(server)
         victim = server.who(source=CLIENTS[0])["pid"]
         os.kill(victim, signal.SIGSTOP)
@@ -379,6 +381,7 @@ def test_what_gunicorn_tells_the_application():
     """Also of a request that has moved from one worker to another."""
     config = """
 workers = 4
+keepalive = 60
 sticky_proxy = True
 header_map = "dangerous"
 forwarder_headers = "SCRIPT_NAME"

@@ -9,7 +9,7 @@ import signal
 from collections import Counter
 
 import pytest
-from support.harness import STICKY, Server, request, wait_for
+from support.harness import PATIENCE, STICKY, Server, request, wait_for
 from support.kinds import KINDS, Kind, each_kind
 
 pytestmark = pytest.mark.features
@@ -155,7 +155,7 @@ def test_workers_that_are_interrupted():
 
 
 def test_a_worker_that_hangs():
-    with Server(*STICKY, "-w", "2", "--timeout", "3", "process:app", config=RECORD) as server:
+    with Server(*STICKY, "-w", "2", "--timeout", "10", "process:app", config=RECORD) as server:
         for age in (1, 2):
             wait_for_call(server, f"post_worker_init {age} True")
         with pytest.raises((OSError, http.client.HTTPException)):
@@ -190,7 +190,8 @@ def test_upgrade():
 @each_kind(HOOKED)
 def test_a_request_that_moves_to_another_worker_is_seen_once(kind: Kind):
     """A proxy's connection: what is handed over has no request hooks on the worker that it leaves."""
-    with Server(*kind.args, "-w", "2", "--sticky-proxy", kind.app("whoami"), config=RECORD) as server:
+    options = ("-w", "2", "--sticky-proxy", "--keep-alive", "60")
+    with Server(*kind.args, *options, kind.app("whoami"), config=RECORD) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         served = set()
         for number in range(20):
@@ -230,6 +231,6 @@ def test_an_error_in_a_hook_ends_the_start(hook: str, code: int):
     condition = "worker.age == 1" if "worker" in hook.partition("(")[2] else "True"
     config = f"def {hook}:\n    if {condition}:\n        raise ValueError('of the hook')\n"
     with Server(*STICKY, "-w", "2", "whoami:app", config=config) as server:
-        assert server.process.wait(15) == code, server.log
+        assert server.process.wait(PATIENCE) == code, server.log
         assert "ValueError: of the hook" in server.log
         wait_for(lambda: not server.session(), "all processes to end")

@@ -207,7 +207,7 @@ def test_a_killed_one_is_replaced_and_no_connection_is_refused(site: Site):
 
 
 def test_one_that_hangs_is_replaced():
-    with well("-w", "1", "--timeout", "2") as site:
+    with well("-w", "1", "--timeout", "10") as site:
         (before,) = site.alive("status server")
         os.kill(before, signal.SIGSTOP)
         site.wait_for_log(rf"STATUS SERVER TIMEOUT \(pid:{before}\)")
@@ -216,8 +216,7 @@ def test_one_that_hangs_is_replaced():
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_the_master(number: int):
-    with well("-w", "1") as site:
-        port = site.status_port
+    with reserved_port() as port, well("-w", "1", address=f"127.0.0.1:{port}") as site:
         site.send_signal(number)
         site.process.wait(PATIENCE)
         wait_for(lambda: not site.session(), "all processes to end")
@@ -270,6 +269,7 @@ def test_the_end_of_all_processes_at_once_is_no_fault():
     """As Ctrl-C and systemd do, with `KillMode=control-group`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         with well() as site:
+            site.wait_for_log(r"Slot \d: ready", count=2)  # until then the master looks around all the time
             os.killpg(site.pid, number)
             assert site.process.wait(PATIENCE) == 0
             assert "[ERROR]" not in site.log

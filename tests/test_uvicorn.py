@@ -27,7 +27,7 @@ class Worker(UvicornWorker):
 
 worker_class = sticky(Worker)
 """
-    with Server("--sticky-proxy", "-w", "2", "as_asgi:whoami", config=config) as server:
+    with Server("--sticky-proxy", "-w", "2", "--keep-alive", "60", "as_asgi:whoami", config=config) as server:
         yield server
 
 

@@ -141,7 +141,8 @@ def test_the_table_says_what_its_commands_do() -> None:
 def test_a_command_serves(command: str, application: Application, tmp_path: Path) -> None:
     program, *arguments = shlex.split(command)
     path = os.pathsep.join(map(str, [application.write(tmp_path), APPS]))
-    with Server(*arguments, command=[str(application.folder / program)], env={"PYTHONPATH": path}) as server:
+    options = ("--timeout", f"{PATIENCE:.0f}")
+    with Server(*options, *arguments, command=[str(application.folder / program)], env={"PYTHONPATH": path}) as server:
         server.wait_for_log(r"Slot \d: ready", count=4, timeout=PATIENCE)
         # Behind a proxy, the client's address is in a header; elsewhere nobody looks at that.
         headers = {"X-Forwarded-For": "203.0.113.7", **application.request.get("headers", {})}
