@@ -190,8 +190,8 @@ def test_half_a_head_of_a_later_request(server: Server):
 )
 def test_a_later_head_that_is_made_to_cost_time(kind: Kind, by: str, line: bytes):
     """Each of its bytes could be the reason to read all of it again. Others are served all the time."""
-    options = ("--sticky-by", by, "--sticky-session-keys", "cookie:sid", "--sticky-header-timeout", "60", "-w", "1")
-    with Server(*kind.args, *options, kind.app("whoami")) as server:
+    options = ("--sticky-by", by, "--sticky-session-keys", "cookie:sid", "--keep-alive", "30", "-w", "1")
+    with Server(*kind.args, *options, "--sticky-header-timeout", "60", kind.app("whoami")) as server:
         server.who(headers={"X-Forwarded-For": KEYS[0]})
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))
