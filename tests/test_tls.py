@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from support.harness import PATIENCE, STICKY, Server, addresses, wait_for
+from support.harness import PATIENCE, STICKY, Server, addresses, descriptors, wait_for
 from support.kinds import KINDS, Kind, each_kind
 
 pytestmark = pytest.mark.features
@@ -197,6 +201,63 @@ def test_http2_while_workers_are_replaced(tls: Path, kind: Kind):
         assert slots(tls, server.port, "--http2") == before
         wait_for(lambda: len(server.booted("worker")) > 2, "the successor")
         assert slots(tls, server.port, "--http2") == before
+
+
+@contextlib.contextmanager
+def slow_at_first(port: int, goes_on: threading.Event) -> Iterator[int]:
+    """Yield the port of a relay that passes on a client's first byte, and the rest once it may."""
+
+    def relay(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client, socket.create_connection(("127.0.0.1", port), PATIENCE) as server, contextlib.suppress(OSError):
+            server.sendall(client.recv(1))
+            goes_on.wait(PATIENCE)
+            other = {client: server, server: client}
+            while True:
+                for end in select.select(list(other), [], [], PATIENCE)[0]:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    other[end].sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=relay, args=[listener])
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join()
+
+
+def serve_what_begins_late(tls: Path, kind: Kind, *args: str) -> None:
+    goes_on = threading.Event()
+    every = (*options(tls), *args, "--graceful-timeout", "60", kind.app("whoami"))
+    with Server(*kind.args, "-w", "1", *every) as server, slow_at_first(server.port, goes_on) as port:
+        server.wait_for_log("Slot 0: ready")
+        (old,) = server.alive("worker")
+        before = set(descriptors(old))
+        with ThreadPoolExecutor() as pool:
+            try:
+                version = "--http2" if args else "--http1.1"
+                answer = pool.submit(curl, tls, version, f"https://127.0.0.1:{port}/")
+                wait_for(lambda: any("socket:" in name for name in set(descriptors(old)) - before), "the connection")
+                os.kill(old, signal.SIGTERM)
+                server.wait_for_log("Slot 0: ready", count=2)  # the successor, when the old one drains
+            finally:
+                goes_on.set()
+            (who,) = whos(answer.result())
+        assert who["pid"] == old
+        wait_for(lambda: old not in server.alive("worker"), "its end")
+
+
+@each_kind()
+def test_a_handshake_while_its_worker_drains(tls: Path, kind: Kind):
+    serve_what_begins_late(tls, kind)
+
+
+@each_kind(HTTP2)
+def test_http2_that_begins_while_its_worker_drains(tls: Path, kind: Kind):
+    serve_what_begins_late(tls, kind, *H2)
 
 
 # Older versions of Gunicorn know HTTP/2 with TLS only.

@@ -23,6 +23,7 @@ from typing import Any
 
 import gunicorn
 import pytest
+from gunicorn.workers.gthread import ThreadWorker
 
 import gunicorn_sticky
 
@@ -61,6 +62,10 @@ def code_of(found: Any) -> Iterator[CodeType]:
         code = codes.pop()
         yield code
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+
+
+#: What the loop over an HTTP/2 connection calls for each request.
+SERVES_A_STREAM = "_serve_http2_stream" if hasattr(ThreadWorker, "_serve_http2_stream") else "handle_http2_request"
 
 
 # --- shapes ---
@@ -438,6 +443,10 @@ CASES: dict[str, Check] = {
         takes("self", "conn"), uses("init", "parser", "next", "handle_request", "StopIteration")
     ),
     "gunicorn.workers.gthread.ThreadWorker.handle_request": uses("max_requests", "nr", "alive"),
+    "gunicorn.workers.gthread.ThreadWorker.handle_http2": all_of(
+        takes("self", "conn"), uses("alive", "receive_data", SERVES_A_STREAM)
+    ),
+    "gunicorn.workers.base_async.AsyncWorker.handle_http2": uses("alive", "receive_data", SERVES_A_STREAM),
     "gunicorn.workers.gthread.ThreadWorker.finish_request": all_of(
         takes("self", "conn", "fs"), uses("keepalived_conns", "on_client_socket_readable", "nr_conns", "close")
     ),
@@ -504,6 +513,10 @@ CASES: dict[str, Check] = {
     "gunicorn.asgi.protocol.ASGIProtocol._arm_keepalive_timer": uses("worker", "loop", "call_later"),
     "gunicorn.asgi.protocol.ASGIProtocol._cancel_keepalive_timer": takes("self"),
     "gunicorn.asgi.parser.PythonProtocol": has("remaining", "reset", "proxy_protocol_info"),
+    "gunicorn.asgi.protocol.ASGIProtocol._handle_http2_connection": all_of(
+        takes("self", "transport", "ssl_object", "upgrade"), uses("worker", "alive", "_start_http2_stream")
+    ),
+    "gunicorn.asgi.protocol.ASGIProtocol._start_http2_stream": takes("self", "req", "h2_conn", "sockname", "peername"),
     "gunicorn.http2.negotiation.prior_knowledge_allowed": takes("cfg", "peer_addr"),
     "uvicorn_worker.UvicornWorker.__init__": stores("config"),
     "uvicorn_worker.UvicornWorker._serve": all_of(

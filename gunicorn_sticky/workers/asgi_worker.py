@@ -100,6 +100,15 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         """Let what follows pass the gate."""
         self._stage, self.worker = THROUGH, self._sticky_worker
 
+    async def _handle_http2_connection(self, *args: Any, **kwargs: Any) -> None:
+        # It would refuse the first request, too, if the worker drains by now.
+        self.worker = self._sticky_worker.lasting
+        await super()._handle_http2_connection(*args, **kwargs)
+
+    def _start_http2_stream(self, *args: Any) -> None:
+        self.worker = self._sticky_worker
+        super()._start_http2_stream(*args)
+
     def _setup_callback_parser(self) -> None:
         cfg = self.cfg
         if self._served.info.unread:

@@ -130,9 +130,10 @@ class InboxServer(StreamServer):  # type: ignore[misc]
             self._end_parking()
             self._intake.drain(time.monotonic())
             self._take_the_rest()
-            self.stop_accepting()
-            gevent.sleep(0)  # so that all that have been taken begin: gevent forgets by what they are handled
+        # gevent forgets by what connections are handled, which those need that begin, or are in a handshake of TLS.
+        handlers = {name: self.__dict__[name] for name in ("handle", "_handle")}
         super().close()
+        self.__dict__.update(handlers)
 
 
 class OwnInboxServer(InboxServer):

@@ -12,6 +12,7 @@ from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal
 from . import response, wsgi
 from .connection import Listener
 from .core import StickyWorker
+from .http2 import Beginning
 from .parser import request_class
 from .served import Served
 
@@ -49,6 +50,10 @@ class WSGIStickyWorker(StickyWorker):
         if self._seat:
             headers = response.header_fields(self.cfg, self._seat)
             self.wsgi = wsgi.with_affinity(self.wsgi, self._served.get, self.slot, headers)
+
+    def handle_http2(self, *args: Any, **kwargs: Any) -> Any:
+        """Serve an HTTP/2 connection, one request of it at least (``handle_http2`` of Gunicorn's workers)."""
+        return super().handle_http2.__func__(Beginning(self), *args, **kwargs)  # type: ignore[misc]
 
     def _before_request(self, served: Served, unreader: Any, number: int) -> int:
         """Prepare Gunicorn's parser for a request; see parser.py.
