@@ -390,6 +390,7 @@ CASES: dict[str, Check] = {
         takes("self", "listener", "client", "addr"), uses("getsockname", "get_parser", "next", "StopIteration")
     ),
     "gunicorn.workers.base_async.AsyncWorker.handle_request": uses("max_requests", "nr", "alive"),
+    "gunicorn.workers.base_async.AsyncWorker.handle_http2": uses("alive", "receive_data", SERVES_A_STREAM),
     "gunicorn.workers.ggevent.GeventWorker": has("server_class", "handle", "timeout_ctx"),
     "gunicorn.workers.ggevent.GeventWorker.run": all_of(
         takes("self"),
@@ -446,7 +447,7 @@ CASES: dict[str, Check] = {
     "gunicorn.workers.gthread.ThreadWorker.handle_http2": all_of(
         takes("self", "conn"), uses("alive", "receive_data", SERVES_A_STREAM)
     ),
-    "gunicorn.workers.base_async.AsyncWorker.handle_http2": uses("alive", "receive_data", SERVES_A_STREAM),
+    "gunicorn.workers.gthread.ThreadWorker._serve_http2_stream": uses("handle_http2_request"),
     "gunicorn.workers.gthread.ThreadWorker.finish_request": all_of(
         takes("self", "conn", "fs"), uses("keepalived_conns", "on_client_socket_readable", "nr_conns", "close")
     ),
@@ -667,8 +668,9 @@ CASES: dict[str, Check] = {
 }
 
 
-#: What concerns a kind that needs a newer Gunicorn.
-TOO_NEW = () if gunicorn.version_info >= (27, 0, 1) else ("gunicorn.asgi", "gunicorn.workers.gasgi", "gunicorn.http2")
+#: What is not in older Gunicorns, or concerns a kind that needs a newer one.
+NEW = "gunicorn.asgi", "gunicorn.workers.gasgi", "gunicorn.http2", "gunicorn.workers.gthread.ThreadWorker._serve_http2"
+TOO_NEW = () if gunicorn.version_info >= (27, 0, 1) else NEW
 
 
 def is_here(name: str) -> bool:
