@@ -8,6 +8,7 @@ workers.
 
 from __future__ import annotations
 
+import gc
 import logging
 import mmap
 import os
@@ -154,6 +155,7 @@ class StickyWorker:
         """Prepare the process (`gunicorn.workers.base.Worker.init_process`)."""
         self.cfg = CachedConfig(self.cfg)
         if self._seat:
+            gc.freeze()  # a collection would write to all that is shared with the arbiter, and so copy it
             self._begin(self._seat)
         super().init_process()  # type: ignore[misc]
 

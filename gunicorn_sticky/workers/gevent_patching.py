@@ -8,7 +8,8 @@ A forked process shares each page of its memory with its parent until one of the
 - `gevent.monkey.patch_thread` looks at each object that Python's garbage collector knows, in search of locks that are
   held. To count the references to an object is to write to it, and so a worker would get a page of its own of nearly
   each that there is, those of a preloaded application included. There is nothing to be found: the arbiter forks while
-  no lock of Python's own making is held. Locks of imports might be; then gevent looks at everything.
+  no lock of Python's own making is held. Locks of imports might be; then gevent looks at everything. What else it
+  searches, it does not write to, and is to see all, though that is frozen (core.py) before and afterwards.
 """
 
 from __future__ import annotations
@@ -30,22 +31,17 @@ def memory_stays_shared() -> Iterator[None]:
     def hide(event: Any) -> None:
         nonlocal hides
         if isinstance(event, events.GeventWillPatchModuleEvent) and event.module_name == "threading":
-            # An application that has frozen what it has preloaded hides that itself, and is to have it like that.
-            hides = not gc.get_freeze_count() and not importlib._bootstrap._module_locks  # type: ignore[attr-defined]
+            hides = not importlib._bootstrap._module_locks  # type: ignore[attr-defined]
             if hides:
                 gc.freeze()
-        elif isinstance(event, events.GeventDidPatchModuleEvent):
-            show()
-
-    def show() -> None:
-        nonlocal hides
-        if hides:
+        elif isinstance(event, events.GeventDidPatchModuleEvent) and hides:
             gc.unfreeze()
             hides = False
 
     events.subscribers.append(hide)
+    gc.unfreeze()
     try:
         yield
     finally:
         events.subscribers.remove(hide)
-        show()
+        gc.freeze()
