@@ -106,5 +106,5 @@ def test_gevent_warns_of_what_is_loaded_too_early(tmp_path: Path):
     (tmp_path / "early.py").write_text("from ssl import SSLContext")
     shared = run(tmp_path, f"import early\n{PATCHES}")
     assert "early.py" in shared
-    plain = PATCHES.replace("gc.freeze()\nwith memory_stays_shared()", "with open('/dev/null')")
+    plain = PATCHES.replace("gc.freeze()\nwith memory_stays_shared()", "\nwith open('/dev/null')")  # in the same line
     assert shared == run(tmp_path, f"import early\n{plain}")
