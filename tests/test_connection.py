@@ -8,14 +8,12 @@ import threading
 import time
 
 import pytest
-from support.harness import Server, request
+from support.harness import LINGERING, PATIENCE, Server, request
 from support.kinds import Kind, each_kind
 
 pytestmark = [pytest.mark.features, each_kind()]
 
 SYNC = ("-w", "1", "--sticky-sync")
-#: Lets who is refused read the answer, and send a large body, for as long as a busy machine takes.
-LINGERING = "from gunicorn_sticky.shared import refusals\nrefusals.LINGER = 60.0\n"
 
 
 def test_the_hook_sees_the_connection_before_its_first_request(kind: Kind):
@@ -118,6 +116,20 @@ def sticky_connection(worker, connection):
         server.wait_for_log("Exception in the sticky_connection hook")
         server.wait_for_log("LookupError: no such client")
         server.wait_for_log(r"500, the sticky_connection hook has failed \(setting: sticky_connection\)")
+
+
+def test_who_asks_after_the_hook_has_failed_is_answered(kind: Kind):
+    config = f"""{LINGERING}
+def sticky_connection(worker, connection):
+    raise LookupError("no such client")
+"""
+    with Server(*kind.args, "-w", "1", kind.app("whoami"), config=config) as server:
+        server.wait_for_log("Slot 0: ready")
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
+            if kind.name != "threads":  # there the hook is called when a request comes
+                server.wait_for_log("500, the sticky_connection hook has failed")
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 500"
 
 
 def test_a_held_connection_does_not_keep_the_server_from_stopping(kind: Kind):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.harness import PARSER, PATIENCE, STICKY, Response, Server, addresses, request, wait_for
+from support.harness import LINGERING, PARSER, PATIENCE, STICKY, Response, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 
@@ -22,8 +22,6 @@ pytestmark = pytest.mark.xdist_group("dispatch")
 
 CLIENTS = addresses(40)
 HEADER = (*STICKY, "--sticky-proxy")
-#: Lets who is refused read the answer, and send a large body, for as long as a busy machine takes.
-LINGERING = "from gunicorn_sticky.shared import refusals\nrefusals.LINGER = 60.0\n"
 ACCESS = "%(h)s slot=%({gunicorn_sticky.slot}e)s key=%({gunicorn_sticky.key}e)s"
 
 

@@ -46,15 +46,15 @@ class From(HTTPAdapter):
 @contextmanager
 def client(server: Server, source: str, transports: list[str], **events: Any) -> Iterator[socketio.Client]:
     """Connect a Socket.IO client from the address `source`; each long-polling request is a new TCP connection."""
-    with requests.Session() as session:
+    with requests.Session() as session, ExitStack() as stack:
         session.trust_env = False
         session.headers["Connection"] = "close"
         session.mount("http://", From(source))
         options = {}
         if "websocket" in transports:  # websocket-client cannot be told where to connect from
-            options["socket"] = socket.create_connection(
-                ("127.0.0.1", server.port), PATIENCE, source_address=(source, 0)
-            )
+            address = "127.0.0.1", server.port
+            connection = socket.create_connection(address, PATIENCE, source_address=(source, 0))
+            options["socket"] = stack.enter_context(connection)
         sio = socketio.Client(
             http_session=session,
             websocket_extra_options=options,

@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 import socketio
 from support.harness import APPS, TESTS, Server
+from support.sio_client import disconnect
 
 pytestmark = [pytest.mark.programs, pytest.mark.frameworks]
 
@@ -58,7 +59,7 @@ def test_fastapi_and_socketio() -> None:
             client = socketio.Client(reconnection=False, handle_sigint=False)
             client.connect(f"http://127.0.0.1:{server.port}", transports=transports, wait_timeout=PATIENCE)
             of_client = {client.call("hello", "you", timeout=PATIENCE) for _ in range(3)}
-            client.eio.disconnect(abort=True)  # else a poll may be open for half a minute, also on stock uvicorn
+            disconnect(client)  # else a poll may be open for half a minute, also on stock uvicorn
             assert len(of_client) == 1
             answers |= of_client
         assert answers == {f"Hello you, this is slot {slot}" for slot in range(WORKERS)}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.connections import Connection
-from support.harness import Server, wait_for
+from support.harness import LINGERING, Server, wait_for
 from support.kinds import Kind, each_kind, one_each
 
 BY_HEADER = ("--sticky-proxy", "--keep-alive", "90")
@@ -191,7 +191,8 @@ def test_half_a_head_of_a_later_request(server: Server):
 def test_a_later_head_that_is_made_to_cost_time(kind: Kind, by: str, line: bytes):
     """Each of its bytes could be the reason to read all of it again. Others are served all the time."""
     options = ("--sticky-by", by, "--sticky-session-keys", "cookie:sid", "--keep-alive", "30", "-w", "1")
-    with Server(*kind.args, *options, "--sticky-header-timeout", "60", kind.app("whoami")) as server:
+    args = (*kind.args, *options, "--sticky-header-timeout", "60", kind.app("whoami"))
+    with Server(*args, config=LINGERING) as server:
         server.who(headers={"X-Forwarded-For": KEYS[0]})
         connection = Connection(server.port)
         connection.socket.sendall(request(0, KEYS[0]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..broadcast import asyncio_driver, thread_driver
 from ..shared import current
-from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal, is_silent
+from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal
 from ..shared.unpatched import BareSocket, epoll, socketpair
 from . import asgi, response
 from .asyncio_inbox import Inbox
@@ -170,8 +170,6 @@ class AsyncioStickyWorker(StickyWorker):
 
     async def _admit_and_serve(self, client: socket.socket, served: Served, protocol: StickyProtocol) -> None:
         refusal = await self._admit(served)
-        if refusal and not (served.info.unread or self.cfg.is_ssl) and is_silent(client.fileno()):
-            raise ConnectionAbortedError("refused, and it has asked nothing")
         await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
         if refusal:
             protocol.refuse(refusal)

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal, is_silent
+from ..shared.refusals import FULL_DISPATCHER, LINGER, Refusal
 from . import limits
 from .connection import Listener
 from .gate import NEED_MORE, SERVE, HandOver, LaterHead
@@ -31,7 +31,7 @@ class BlockingStickyWorker(WSGIStickyWorker):
             refusal = self._call_hook(served, listener) if self.admits else None
             if refusal is None:
                 self.handle(listener, client, info.address)  # type: ignore[attr-defined]
-            elif info.unread or self.cfg.is_ssl or not is_silent(client.fileno()):
+            else:
                 self._refuse(client, served, refusal)
         finally:
             del self._served[client]

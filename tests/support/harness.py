@@ -28,6 +28,8 @@ BIN = Path(sys.executable).parent
 STICKY = ("-k", "gunicorn_sticky.GeventStickyWorker")
 #: Gunicorn's parser in C waits for the end of a request line that is too long already, and then says nothing.
 PARSER = ("--http-parser", "python") if "http_parser" in Config().settings else ()
+#: Configuration that lets who is refused read the answer, and send a large body, for as long as a busy machine takes.
+LINGERING = "from gunicorn_sticky.shared import refusals\nrefusals.LINGER = 60.0\n"
 #: Seconds that anything may take on a busy machine.
 PATIENCE = 30.0
 
