@@ -178,6 +178,34 @@ def test_a_worker_that_ends_gets_nothing_from_then_on(balance: str, monkeypatch:
     assert {workers.serve() for _ in range(RUN)} == {0, 1, 2, 3}
 
 
+def share_while_slow(requests: int, done: int) -> float:
+    """Return a worker's share of requests, of which it has done so many, when the three others have done all theirs."""
+    workers = Workers(4)
+    waiting = 0
+    workers._route._channels.slots[1].queued = lambda: waiting  # type: ignore[method-assign]
+    found = []
+    for _ in range(requests):
+        workers._route._look_at = 0.0
+        slot = workers._slots[id(workers._route.channel("127.0.0.1"))]
+        found.append(slot)
+        if slot != 1:
+            workers.board.give(workers.board.active_seat(slot), REQUEST)
+        elif found.count(1) > done:
+            waiting += 1
+        else:
+            workers.board.give(workers.board.active_seat(1), REQUEST)
+    return found.count(1) / requests
+
+
+def test_who_is_slow_for_a_moment_gets_its_share():
+    """Others that are faster must not get what comes at once: it will stay with them."""
+    assert share_while_slow(200, 10) > 0.23
+
+
+def test_who_hangs_gets_no_more_after_a_while():
+    assert share_while_slow(4000, 0) < 0.05
+
+
 def test_garbage_in_shared_memory_ends_nobody():
     workers = Workers(4)
     workers.board._cells[boards._MOST] = 2**64 - 1

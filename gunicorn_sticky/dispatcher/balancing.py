@@ -129,7 +129,7 @@ class SessionRoute:
 
     def _load(self, slot: int) -> int:
         """Return how busy a slot's worker is, or will be when it has taken what waits for it."""
-        return self._board.load(slot) + self._channels.slots[slot].queued() * REQUEST
+        return self._board.load(slot, self._channels.slots[slot].queued())
 
     def _hash(self, key: Key) -> int:
         return self._slots.slot_of(str(key))

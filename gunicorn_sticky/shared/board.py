@@ -31,8 +31,9 @@ _BOOTING, _READY, _LEFT = range(3)
 #: session. The requests are what is to be spread, so sessions only turn the scale: if each came after a request that
 #: begins none, such as for a page, one worker of two would get all pages, and the other one all sessions.
 REQUEST, SESSION = 4, 1
-#: By how much a worker may be behind with what it has been given; beyond, it has nothing to catch up on.
-LAG = 4 * REQUEST
+#: By how much a worker may be behind with what it has been given; beyond, it has nothing to catch up on. One for which
+#: something waits has not been idle, but slow: it may be further behind, though not without end, as it may hang.
+LAG, SLOW_LAG = 8 * REQUEST, 64 * REQUEST
 #: Seconds between two looks at the loads of all slots, for each of them. So looking takes the same share of the time,
 #: however many slots there are; and below 5 000 new sessions a second, a slot gets no more than one meanwhile.
 LOOK = 0.0002
@@ -264,22 +265,27 @@ class Board:
         if given > most:
             cells[_MOST] = given
 
-    def _given(self, seat: int) -> int:
+    def _given(self, seat: int, lag: int = LAG) -> int:
         # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,
         # Start-time Fair Queueing, 1996): else a new worker, or one that was busy for long, would get all that comes.
         most = min(self._cells[_MOST], _ENOUGH)
-        return min(max(self._cells[_ROWS + seat * _ROW + _GIVEN], most - LAG), most)
+        return min(max(self._cells[_ROWS + seat * _ROW + _GIVEN], most - lag), most)
 
-    def load(self, slot: int) -> int:
+    def load(self, slot: int, waiting: int = 0) -> int:
         """Return how busy the worker that takes a slot's connections is, to compare it with others.
 
         That is what it is busy with, and what it has been given so far: between the first requests of a session nobody
         is busy.
+
+        Args:
+            slot: the worker's
+            waiting: how many requests without a session wait for it
         """
         active = self.active_seat(slot)
         if active < 0:
-            return 0
-        return self._cells[_ROWS + active * _ROW + _BUSY] * REQUEST + self._given(active)
+            return waiting * REQUEST
+        given = self._given(active, SLOW_LAG if waiting else LAG)
+        return (self._cells[_ROWS + active * _ROW + _BUSY] + waiting) * REQUEST + given
 
     def _put(self, cell: int, value: int) -> None:
         self._cells[cell] = value

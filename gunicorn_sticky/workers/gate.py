@@ -39,7 +39,7 @@ from .served import Served
 #: By how much a worker may be busier than another one before it passes requests without a session on.
 SLACK = 2 * REQUEST
 #: How often that is done.
-BURST, INTERVAL = 100, 0.01
+BURST, INTERVAL = 500, 0.05
 #: Bytes of a head that are remembered, at most.
 REMEMBERED = 2048
 
