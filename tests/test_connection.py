@@ -127,9 +127,21 @@ def sticky_connection(worker, connection):
         server.wait_for_log("Slot 0: ready")
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
             if kind.name != "threads":  # there the hook is called when a request comes
-                server.wait_for_log("500, the sticky_connection hook has failed")
+                server.wait_for_log("LookupError: no such client")
             client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.1 500"
+
+
+def test_who_asks_nothing_is_told_nothing(kind: Kind):
+    """Browsers open connections in advance, and take an answer without a request for that of the next one."""
+    config = """
+def sticky_connection(worker, connection):
+    raise LookupError("no such client")
+"""
+    with Server(*kind.args, "-w", "1", "--keep-alive", "1", kind.app("whoami"), config=config) as server:
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
+            assert client.recv(1) == b""
+        assert "Refused" not in server.log
 
 
 def test_a_held_connection_does_not_keep_the_server_from_stopping(kind: Kind):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..broadcast import asyncio_driver, thread_driver
 from ..shared import current
-from ..shared.refusals import HOOK_FAILED, NOT_RELEASED, Refusal
+from ..shared.refusals import HOOK_FAILED, LINGER, NOT_RELEASED, Refusal, is_silent
 from ..shared.unpatched import BareSocket, epoll, socketpair
 from . import asgi, response
 from .asyncio_inbox import Inbox
@@ -170,9 +170,23 @@ class AsyncioStickyWorker(StickyWorker):
 
     async def _admit_and_serve(self, client: socket.socket, served: Served, protocol: StickyProtocol) -> None:
         refusal = await self._admit(served)
+        if refusal and not (served.info.unread or self.cfg.is_ssl) and not await self._asks(client.fileno()):
+            raise ConnectionAbortedError("refused, and it has asked nothing")
         await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._ssl)
         if refusal:
             protocol.refuse(refusal)
+
+    async def _asks(self, fd: int) -> bool:
+        """Wait a moment for a request: an answer without one would be taken for that of a later one."""
+        speaks = asyncio.Event()
+        self._loop.add_reader(fd, speaks.set)
+        try:
+            await asyncio.wait_for(speaks.wait(), LINGER)
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            self._loop.remove_reader(fd)
+        return not is_silent(fd)
 
     def _has_begun(self, task: asyncio.Task[Any]) -> None:
         """Let go of a connection if it could not be served."""

@@ -31,7 +31,7 @@ class BlockingStickyWorker(WSGIStickyWorker):
             refusal = self._call_hook(served, listener) if self.admits else None
             if refusal is None:
                 self.handle(listener, client, info.address)  # type: ignore[attr-defined]
-            else:
+            elif info.unread or self.cfg.is_ssl or self._asks(client):
                 self._refuse(client, served, refusal)
         finally:
             del self._served[client]
@@ -109,6 +109,14 @@ class BlockingStickyWorker(WSGIStickyWorker):
     def _pause(self, seconds: float) -> None:
         """Let all others have their turn."""
         time.sleep(seconds)
+
+    def _asks(self, client: Any) -> bool:
+        """Wait a moment for a request: an answer without one would be taken for that of a later one."""
+        client.settimeout(LINGER)
+        try:
+            return bool(client.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def _refuse(self, client: Any, served: Served, refusal: Refusal) -> None:
         """Answer in the place of the application, and linger before the caller closes, see shared/refusals.py."""
