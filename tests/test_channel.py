@@ -19,15 +19,6 @@ from gunicorn_sticky.shared.channel import Channel, ConnectionInfo
 LISTENER, PEER = ("127.0.0.1", 80), ("127.0.0.1", 4000)
 
 
-@pytest.fixture(autouse=True)
-def _nobody_else_closes_files() -> Iterator[None]:
-    """Keep what earlier tests have left behind from being closed in the middle of one that counts open files."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 @pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, 256 * 1024, 3_000_000])
 def test_bytes_of_any_number_travel(size: int):
     channel, (ours, theirs) = Channel(), socket.socketpair()

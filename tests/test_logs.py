@@ -215,7 +215,6 @@ format=SHORT %(process)d %(message)s
     # The files have to be there before Gunicorn reads its configuration, so that writes them.
     config = f"""
 import json
-import logging
 with open("log.json", "w") as file:
     json.dump({tables!r}, file)
 with open("log.ini", "w") as file:

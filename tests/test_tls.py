@@ -214,13 +214,17 @@ def slow_at_first(port: int, goes_on: threading.Event) -> Iterator[int]:
             goes_on.wait(PATIENCE)
             other = {client: server, server: client}
             while True:
-                for end in select.select(list(other), [], [], PATIENCE)[0]:
+                ready = select.select(list(other), [], [], PATIENCE)[0]
+                if not ready:
+                    return
+                for end in ready:
                     data = end.recv(65536)
                     if not data:
                         return
                     other[end].sendall(data)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
         thread = threading.Thread(target=relay, args=[listener])
         thread.start()
         try:
