@@ -76,6 +76,23 @@ class StickyProtocol(asyncio.Protocol):
         served: what it knows of the connection
     """
 
+    # Beyond 30 attributes Python keeps those of an object in a dictionary of its own, and servers have nearly as many.
+    __slots__ = (
+        "_feed",
+        "_gate",
+        "_has_head",
+        "_head",
+        "_is_answered",
+        "_is_counted",
+        "_load",
+        "_looks",
+        "_reading",
+        "_served",
+        "_stage",
+        "_sticky_worker",
+        "_timer",
+    )
+
     transport: Any
 
     def __init__(self, worker: Worker, served: Served, /, **kwargs: Any) -> None:

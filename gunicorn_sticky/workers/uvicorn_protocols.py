@@ -21,6 +21,8 @@ from .served import Served
 class _UvicornProtocol(StickyProtocol):
     """What both have in common."""
 
+    __slots__ = ()
+
     headers: list[tuple[bytes, bytes]]
     cycle: Any
     ws_protocol_class: Any
@@ -31,7 +33,7 @@ class _UvicornProtocol(StickyProtocol):
 
     def __init__(self, worker: Worker, served: Served, /, **kwargs: Any) -> None:
         super().__init__(worker, served, **kwargs)
-        self.app = worker.application(served)
+        self.app = worker.application(served)  # type: ignore[misc]  # kept where the server's class keeps it
 
     def _body_length(self) -> int | None:
         length = None
@@ -64,6 +66,8 @@ class _UvicornProtocol(StickyProtocol):
 
 
 class _ByH11(_UvicornProtocol):
+    __slots__ = ()
+
     conn: Any
 
     def handle_events(self) -> None:
@@ -78,6 +82,8 @@ class _ByH11(_UvicornProtocol):
 
 
 class _ByHttpTools(_UvicornProtocol):
+    __slots__ = ()
+
     pipeline: Any
     scope: Any
 
