@@ -143,6 +143,19 @@ def test_what_goes_on_after_a_response_is_done_also_if_the_connection_moves(serv
     connection.close()
 
 
+@pytest.mark.parametrize("path", ["/", "/background/work"])
+def test_half_a_head_has_its_own_time(variant: str, path: str):
+    """It may come with the request before it, or while the application still works on that: both set timers."""
+    with (
+        serve(variant, "-w", "1", "--sticky-proxy", "--keep-alive", "1", "--sticky-header-timeout", "3") as server,
+        contextlib.closing(Connection(server.port)) as connection,
+    ):
+        connection.socket.sendall(head(path, KEYS[0], b"Content-Length: 0") + b"GET / HTTP/1.1\r\n")
+        assert connection.answer()["path"] == path
+        (server.folder / "release").touch()
+        assert connection.socket.recv(13) == b"HTTP/1.1 408 "
+
+
 def test_a_life(variant: str):
     """Lifespan events once a worker, in order; a WebSocket and a stream of a worker that drains go on."""
     with serve(variant, "-w", "1", "--graceful-timeout", "15") as server:

@@ -17,7 +17,7 @@ from gunicorn.http2.negotiation import prior_knowledge_allowed
 from gunicorn.workers.gasgi import ASGIWorker
 
 from .asyncio_idle import LoopWithIdleTimers
-from .asyncio_protocol import ANSWERING, RECEIVING, THROUGH, StickyProtocol
+from .asyncio_protocol import ANSWERING, LEAVING, RECEIVING, THROUGH, StickyProtocol
 from .asyncio_worker import AsyncioStickyWorker
 from .served import Served
 
@@ -155,15 +155,13 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
         self._request_ready = ready
 
     def is_reset(self) -> None:
-        """The parser is ready for the next request."""
-        if self._feed is not None:
-            self._loop.call_soon(self._go_on)  # when Gunicorn waits for the request
-        elif not self._closed:
-            self._response_is_complete()
-
-    def _go_on(self) -> None:
+        """The parser is ready for the next request, which may be here already."""
         if not self._closed:
             self._response_is_complete()
+
+    def _arm_keepalive_timer(self) -> None:
+        if self._head is None and self._stage is not LEAVING:  # else another timer is set
+            ASGIProtocol._arm_keepalive_timer(self)
 
     def _effective_peername(self, peername: Any) -> Any:
         return self._served.source or super()._effective_peername(peername)

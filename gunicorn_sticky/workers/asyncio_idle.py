@@ -40,7 +40,7 @@ class LoopWithIdleTimers:
         self._waiting: dict[IdleTimer, float] = {}
         self._is_set = False
         # For each request.
-        self.create_task, self.time = loop.create_task, loop.time
+        self.create_future, self.create_task, self.time = loop.create_future, loop.create_task, loop.time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
