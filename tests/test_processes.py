@@ -489,6 +489,21 @@ def test_the_dispatcher_gives_up_privileges():
         assert f"Uid:\t{os.geteuid()}\t" in Path(f"/proc/{server.pid}/status").read_text()
 
 
+@pytest.mark.parametrize(
+    ("config", "dispatcher", "others"),
+    [
+        ("", os.SCHED_BATCH, os.SCHED_OTHER),
+        ("import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", os.SCHED_IDLE, os.SCHED_IDLE),
+    ],
+    ids=["default", "chosen"],
+)
+def test_the_dispatcher_interrupts_nobody_unless_its_policy_has_been_chosen(config: str, dispatcher: int, others: int):
+    with Server(*STICKY, "-w", "1", "whoami:app", config=config) as server:
+        assert os.sched_getscheduler(server.who()["pid"]) == others
+        assert os.sched_getscheduler(server.pid) == others
+        assert os.sched_getscheduler(*server.alive("dispatcher")) == dispatcher
+
+
 def test_logs_are_reopened_in_the_dispatcher():
     with Server(*STICKY, "-w", "1", "--sticky-proxy", "--error-logfile", "error.log", "whoami:app") as server:
         log = server.folder / "error.log"
