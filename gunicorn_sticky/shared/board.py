@@ -35,8 +35,8 @@ REQUEST, SESSION = 4, 1
 #: something waits has not been idle, but slow: it may be further behind, though not without end, as it may hang.
 LAG, SLOW_LAG = 8 * REQUEST, 64 * REQUEST
 #: Seconds between two looks at the loads of all slots, for each of them. So looking takes the same share of the time,
-#: however many slots there are; and below 5 000 new sessions a second, a slot gets no more than one meanwhile.
-LOOK = 0.0002
+#: however many slots there are; and below 2 000 new sessions a second, a slot gets no more than one meanwhile.
+LOOK = 0.0005
 #: More than anybody will have been given.
 _ENOUGH = 1 << 62
 

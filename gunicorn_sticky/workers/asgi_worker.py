@@ -154,11 +154,6 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
             ready.set()
         self._request_ready = ready
 
-    def is_reset(self) -> None:
-        """The parser is ready for the next request, which may be here already."""
-        if not self._closed:
-            self._response_is_complete()
-
     def _arm_keepalive_timer(self) -> None:
         if self._head is None and self._stage is not LEAVING:  # else another timer is set
             ASGIProtocol._arm_keepalive_timer(self)
@@ -174,16 +169,17 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
 
 
 class _RequestReady(asyncio.Event):
-    """What tells Gunicorn's protocol that it has a request; cleared when that has been answered."""
+    """What tells Gunicorn's protocol that it has a request; cleared when that has been answered, and its parser reset."""
 
     def __init__(self, protocol: _Protocol) -> None:
         super().__init__()
         self._protocol = protocol
 
     def clear(self) -> None:
-        """Wait for the next request from now on."""
+        """Expect the next request, which may be here already."""
         asyncio.Event.clear(self)
-        self._protocol.is_reset()
+        if not self._protocol._closed:
+            self._protocol._response_is_complete()
 
 
 class _Listener:
