@@ -115,9 +115,9 @@ def a_new_worker(workers: Workers) -> Iterator[str]:
 
 
 def a_worker_that_was_busy(workers: Workers) -> Iterator[str]:
-    workers.board.set_busy(workers.board.active_seat(1), 10_000)
+    workers.board.busy(workers.board.active_seat(1))[0] = 10_000
     yield from ["meanwhile"] * 1000
-    workers.board.set_busy(workers.board.active_seat(1), 0)
+    workers.board.busy(workers.board.active_seat(1))[0] = 0
     yield from ["page"] * 400
 
 
@@ -142,7 +142,7 @@ def test_any_run_is_spread(requests: Callable[[Workers], Iterator[str]], count: 
 
 def test_a_busy_worker_gets_nothing():
     workers = Workers(4)
-    workers.board.set_busy(workers.board.active_seat(1), 20)
+    workers.board.busy(workers.board.active_seat(1))[0] = 20
     assert {workers.serve() for _ in range(RUN)} == {0, 2, 3}
 
 
@@ -161,7 +161,7 @@ def test_between_two_looks_sessions_are_spread(count: int, monkeypatch: pytest.M
     monkeypatch.setattr(balancing, "LOOK", 3600.0)
     workers = Workers(count)
     workers.serve()
-    workers.board.set_busy(workers.board.active_seat(1), 20)  # nobody looks
+    workers.board.busy(workers.board.active_seat(1))[0] = 20  # nobody looks
     assert worst([workers.serve() for _ in range(2 * RUN)], count) <= MOST
     assert workers.looks == count
 

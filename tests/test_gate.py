@@ -209,9 +209,9 @@ def test_by_session_those_of_another_master_are_known():
 @pytest.mark.parametrize("balance", ["least-connections", "round-robin", "hash"])
 def test_new_sessions_go_to_who_is_less_busy(balance: str):
     rig = Rig(Affinity(by="session", session_keys=("query:sid",), balance=balance))
-    rig.board.set_busy(0, SLACK // REQUEST)
+    rig.board.busy(0)[0] = SLACK // REQUEST
     assert rig.ask(of_session(None)) is SERVE
-    rig.board.set_busy(0, SLACK // REQUEST + 1)
+    rig.board.busy(0)[0] = SLACK // REQUEST + 1
     rig.now += 1
     assert isinstance(rig.ask(of_session(None)), HandOver) == (balance == "least-connections")
     assert rig.ask(of_session(OWN)) is SERVE
@@ -220,7 +220,7 @@ def test_new_sessions_go_to_who_is_less_busy(balance: str):
 def test_handovers_for_the_sake_of_balance_are_rationed():
     """Each costs as much as some requests, and who balances many requests at once may be wrong about them."""
     rig = Rig(BY_SESSION)
-    rig.board.set_busy(0, 100)
+    rig.board.busy(0)[0] = 100
 
     def handed_over(requests: int) -> int:
         return sum(isinstance(rig.ask(of_session(None)), HandOver) for _ in range(requests))
@@ -235,7 +235,7 @@ def test_handovers_for_the_sake_of_balance_are_rationed():
 def test_looking_at_the_others_takes_no_longer_with_more_of_them():
     rig = Rig(BY_SESSION)
     assert rig.ask(of_session(None)) is SERVE
-    rig.board.set_busy(0, 100)
+    rig.board.busy(0)[0] = 100
     assert rig.ask(of_session(None)) is SERVE  # as seen a moment ago
     rig.now += SLOTS * LOOK * 1.01
     assert isinstance(rig.ask(of_session(None)), HandOver)
@@ -248,7 +248,7 @@ def test_what_stays_would_have_been_served_here(affinity: Affinity, seed: int):
     chance, rig, stayed = random.Random(seed), Rig(affinity), 0
     heads = [keyed(OURS), keyed(OURS_TOO), keyed(THEIRS), of_session(None), of_session(OWN), of_session(FIRST + 1)]
     changes: list[Callable[[], object]] = [
-        lambda: rig.board.set_busy(0, chance.choice([0, 100])),
+        lambda: rig.board.busy(0).__setitem__(0, chance.choice([0, 100])),
         lambda: setattr(rig.board, "count", chance.choice([1, SLOTS])),
         lambda: setattr(rig.board, "phase", chance.choice([RUNNING, STOPPING])),
         lambda: setattr(rig, "drains", not rig.drains),

@@ -254,7 +254,7 @@ def test_loads_that_have_been_overwritten_begin_anew(board: MasterBoard):
         overwrite(board.fd, garbage, start=8)
         board.restore()
         for slot in range(3):
-            shared.set_busy(slot * SEATS, 0)
+            shared.busy(slot * SEATS)[0] = 0
         for _ in range(30):
             least = min(range(3), key=shared.load)
             shared.give(least * SEATS, REQUEST)

@@ -251,9 +251,10 @@ class Board:
     def _state(self, seat: int) -> int:
         return self._cells[_ROWS + seat * _ROW + _STATE]
 
-    def set_busy(self, seat: int, count: int) -> None:
-        """Say how many connections have a request under way."""
-        self._cells[_ROWS + seat * _ROW + _BUSY] = count
+    def busy(self, seat: int) -> memoryview:
+        """Return the cell where a worker says how many connections have a request under way."""
+        cell = _ROWS + seat * _ROW + _BUSY
+        return self._cells[cell : cell + 1]
 
     def give(self, seat: int, weight: int) -> None:
         """Count what a worker has been given, for `load`."""

@@ -264,6 +264,7 @@ class StickyWorker:
         self._is_child = True
         self._flags = bytearray(self._flags)
         self._seat.metrics.detach()
+        self.load.detach()
         self._seat.board.detach()
         self._seat.board.phase = RUNNING  # also at the end of the server, here is nothing left to take
         self._abandon()

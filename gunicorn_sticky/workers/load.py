@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from ..shared.board import REQUEST, SESSION
+from ..shared.metrics import Gauge
 from .seat import Seat
 from .served import Served
 
@@ -23,7 +24,8 @@ class Load:
         self._requests, self._sessions = seat.metrics.requests, seat.metrics.minted
         self.by_session = by_session
         #: Connections with a request under way.
-        self._active = 0
+        self._busy = Gauge(seat.board.busy(seat.number))
+        self._busy.set(0)
         #: How many sessions had been minted when last looked at.
         self._minted = self._sessions.value
         #: When a connection has last ended.
@@ -34,26 +36,26 @@ class Load:
         self._metrics.connections.inc()
         (self._metrics.taken_over if served.info.unread else self._metrics.dispatched).inc()
         if self.by_session:
-            self._change(1)
+            self._busy.inc()
 
     def disconnected(self, served: Served) -> None:
         """A connection has gone."""
         self.last_served = time.monotonic()
         self._metrics.connections.dec()
-        if served.busy and self.by_session:
-            self._change(-1)
+        if served.busy:
+            self._answered()
 
     def waits(self, served: Served) -> None:
         """A connection has been answered, and waits for its next request."""
         served.busy = False
-        if self.by_session:
-            self._change(-1)
+        self._answered()
 
     def goes_on(self, served: Served) -> None:
         """The next request of a connection is to be served here."""
         served.busy = True
         if self.by_session:
-            self._change(1)
+            busy = self._busy
+            busy.value = busy.cell[0] = busy.value + 1  # busy.inc(), without a call
 
     def requested(self, served: Served) -> None:
         """The head of a request has been parsed."""
@@ -74,9 +76,14 @@ class Load:
         """A request has been refused."""
         self._metrics.refused.inc()
 
-    def _change(self, difference: int) -> None:
-        self._active += difference
-        self._board.set_busy(self._number, self._active)
-        if self._sessions.value != self._minted:
-            self._minted = self._sessions.value
-            self._board.give(self._number, SESSION)
+    def detach(self) -> None:
+        """Keep to this process what it is busy with: nobody else sees that from now on."""
+        self._busy.detach()
+
+    def _answered(self) -> None:
+        if self.by_session:
+            busy = self._busy
+            busy.value = busy.cell[0] = busy.value - 1
+            if self._sessions.value != self._minted:
+                self._minted = self._sessions.value
+                self._board.give(self._number, SESSION)

@@ -25,7 +25,7 @@ def speak():
     worker.handle_exit(signal.SIGTERM, None)
     board.activate(worker.slot, seat)
     board.close(seat)
-    board.set_busy(seat, 99)
+    board.busy(seat)[0] = 99
     board.give(seat, 99)
     board.count = 99
     board.become_active_master()
