@@ -169,7 +169,7 @@ class _Protocol(StickyProtocol, ASGIProtocol):  # type: ignore[misc]
 
 
 class _RequestReady(asyncio.Event):
-    """What tells Gunicorn's protocol that it has a request; cleared when that has been answered, and the parser reset."""
+    """What tells Gunicorn's protocol that it has a request; cleared when it is answered, and the parser is reset."""
 
     def __init__(self, protocol: _Protocol) -> None:
         super().__init__()

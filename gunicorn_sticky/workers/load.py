@@ -43,12 +43,17 @@ class Load:
         self.last_served = time.monotonic()
         self._metrics.connections.dec()
         if served.busy:
-            self._answered()
+            Load.waits(self, served)  # of no subclass, which may hold a lock by now
 
     def waits(self, served: Served) -> None:
         """A connection has been answered, and waits for its next request."""
         served.busy = False
-        self._answered()
+        if self.by_session:
+            busy = self._busy
+            busy.value = busy.cell[0] = busy.value - 1
+            if self._sessions.value != self._minted:
+                self._minted = self._sessions.value
+                self._board.give(self._number, SESSION)
 
     def goes_on(self, served: Served) -> None:
         """The next request of a connection is to be served here."""
@@ -79,11 +84,3 @@ class Load:
     def detach(self) -> None:
         """Keep to this process what it is busy with: nobody else sees that from now on."""
         self._busy.detach()
-
-    def _answered(self) -> None:
-        if self.by_session:
-            busy = self._busy
-            busy.value = busy.cell[0] = busy.value - 1
-            if self._sessions.value != self._minted:
-                self._minted = self._sessions.value
-                self._board.give(self._number, SESSION)
