@@ -23,6 +23,9 @@ class Loop:
     def time(self) -> float:
         return self.now
 
+    def create_future(self) -> None:
+        raise NotImplementedError
+
     def create_task(self) -> None:
         raise NotImplementedError
 

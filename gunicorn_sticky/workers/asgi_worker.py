@@ -179,7 +179,7 @@ class _RequestReady(asyncio.Event):
         """Expect the next request, which may be here already."""
         asyncio.Event.clear(self)
         if not self._protocol._closed:
-            self._protocol._response_is_complete()
+            self._protocol.response_is_complete()
 
 
 class _Listener:

@@ -69,7 +69,7 @@ class StickyProtocol(asyncio.Protocol):
     """The base of sticky protocols, to stand in front of a server's class of them.
 
     An adapter overrides `_parse`, `_has_begun`, `_body_length`, `_has_more` and `_stop_idle_timer`. It goes from
-    RECEIVING to ANSWERING when the parser has seen the end of a message, and calls `_response_is_complete`.
+    RECEIVING to ANSWERING when the parser has seen the end of a message, and calls `response_is_complete`.
 
     Args:
         worker: whose connection this is
@@ -174,7 +174,7 @@ class StickyProtocol(asyncio.Protocol):
 
     # --- what an adapter calls ---
 
-    def _response_is_complete(self) -> None:
+    def response_is_complete(self) -> None:
         """A message has been answered, maybe before its end."""
         if self._stage is not ANSWERING:
             self._is_answered = True

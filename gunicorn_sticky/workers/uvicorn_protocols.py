@@ -54,7 +54,7 @@ class _UvicornProtocol(StickyProtocol):
         """A response has been sent (`uvicorn.protocols.http.h11_impl.H11Protocol.on_response_complete`)."""
         self.response_complete()
         if self._feed is None or not self.transport.is_closing():
-            self._response_is_complete()
+            self.response_is_complete()
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
         """Let another protocol go on (`uvicorn.protocols.http.h11_impl.H11Protocol.handle_websocket_upgrade`)."""
