@@ -28,7 +28,7 @@ from gunicorn_sticky.workers.gate import (
     HandOver,
     LaterHead,
 )
-from gunicorn_sticky.workers.served import REST, Served
+from gunicorn_sticky.workers.served import Served
 
 SECRET = bytes(16)
 SLOTS = 4
@@ -230,23 +230,6 @@ def test_handovers_for_the_sake_of_balance_are_rationed():
     assert handed_over(1000) == 10
     rig.now += 1000
     assert handed_over(1000) == BURST + 1
-
-
-def test_what_came_for_the_sake_of_balance_rests(monkeypatch: pytest.MonkeyPatch):
-    """Else, where all are equally busy, each connection would be sent to and fro with whatever differs for a moment."""
-    rig = Rig(BY_SESSION)
-    monkeypatch.setattr("gunicorn_sticky.workers.served.time.monotonic", lambda: rig.now)
-    rig.board.busy(0)[0] = 100
-    for key, rests in (("client", REST), (Owner(FIRST + 1), 0)):  # the second one came for its session
-        info = ConnectionInfo(("127.0.0.1", 80), (ADDRESS, 4711), key, of_session(None))
-        rig.served = Served(info)
-        if rests:
-            rig.now += rests * 0.99
-            assert rig.ask(of_session(None)) is SERVE
-            assert rig.gate.stays(rig.served, of_session(None))
-            assert isinstance(rig.ask(of_session(FIRST + 1)), HandOver)  # for that it does not
-            rig.now += rests * 0.02
-        assert isinstance(rig.ask(of_session(None)), HandOver)
 
 
 def test_looking_at_the_others_takes_no_longer_with_more_of_them():

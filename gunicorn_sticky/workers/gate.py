@@ -15,8 +15,7 @@ Rules:
  5. What is left is of no session, or of one whose worker is gone. It is handed over if this worker takes no new
     sessions any more. And, balanced by least-connections, if another worker is less busy by more than `SLACK`: a
     reverse proxy's connections would keep all new sessions on the workers that they happen to lead to. A handover
-    costs as much as a few requests, so that happens `BURST` times in a row, and else every `INTERVAL` seconds; and to a
-    connection that has come for that, not again at once (`served.REST`), or many would be sent to and fro.
+    costs as much as a few requests, so that happens `BURST` times in a row, and else every `INTERVAL` seconds.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class Gate:
             return True
         if not self._is_unchanged(served.slots) or self._is_draining():
             return False
-        return not self._balances or self._clock() < self._look_at or not self._is_busier(served)
+        return not self._balances or self._clock() < self._look_at or not self._is_busier()
 
     def decide(self, key: Key, served: Served) -> Decision:
         """Decide on a request that bears a key, and note that in `served`."""
@@ -139,7 +138,7 @@ class Gate:
             return "its next request is of another worker's session"
         if self._is_draining() or not takes:
             return "this worker takes no new sessions any more"
-        if self._is_busier(served):
+        if self._is_busier():
             # A generic cell rate algorithm.
             self._due = max(self._due, self._clock() - BURST * INTERVAL) + INTERVAL
             self._look_at = max(self._look_at, self._due)
@@ -147,10 +146,10 @@ class Gate:
         served.slots = board.count
         return None
 
-    def _is_busier(self, served: Served) -> bool:
-        """Tell whether another worker is less busy, and a handover of this connection for that is due."""
+    def _is_busier(self) -> bool:
+        """Tell whether another worker is less busy, and a handover for that is due."""
         now = self._clock()
-        if not self._balances or now < self._look_at or now < served.rests_until:
+        if not self._balances or now < self._look_at:
             return False
         board, own = self._board, self._seat.slot
         others = [board.load(slot) for slot in range(board.slots) if slot != own and board.is_open(slot)]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..routing.key import Key
     from ..shared.channel import ConnectionInfo
-
-
-#: Seconds for which a connection that came for the sake of balance is not handed over for that again: what it brings,
-#: and what it has taken from where it was, has to show in the loads first.
-REST = 0.3
 
 
 class Served:
@@ -22,7 +16,7 @@ class Served:
         info: what it came with
     """
 
-    __slots__ = ("busy", "info", "key", "last_head", "proxy", "rests_until", "slots")
+    __slots__ = ("busy", "info", "key", "last_head", "proxy", "slots")
 
     def __init__(self, info: ConnectionInfo) -> None:
         self.info = info
@@ -36,8 +30,6 @@ class Served:
         self.last_head = b""
         #: What Gunicorn has parsed from the PROXY header.
         self.proxy: dict[str, Any] | None = info.proxy
-        #: When it may be handed over for the sake of balance (`time.monotonic`): a worker has sent it, with no session.
-        self.rests_until = time.monotonic() + REST if info.unread and not isinstance(info.key, int) else 0.0
 
     @property
     def source(self) -> tuple[str, int] | None:
