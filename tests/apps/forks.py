@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 from waiting import wait_until
 
+from gunicorn_sticky.shared.board import Board
 from gunicorn_sticky.shared.unpatched import sleep as block
 
 #: Set by a hook of Gunicorn's.
@@ -26,6 +28,8 @@ def speak():
     board.activate(worker.slot, seat)
     board.close(seat)
     board.busy(seat)[0] = 99
+    worker.load._busy.set(99)
+    assert Board(board.fd, board.half).busy(seat)[0] != 99
     board.give(seat, 99)
     board.count = 99
     board.become_active_master()
@@ -99,7 +103,11 @@ def app(environ, start_response):
     elif kind == "fork":
         pid = os.fork()
         if pid == 0:
-            run(what)  # and return to the worker's code
+            try:
+                run(what)  # and return to the worker's code
+            except AssertionError:
+                traceback.print_exc()
+                os._exit(1)  # that code would make an answer of it
         else:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     body = json.dumps({"pid": os.getpid(), "code": code}).encode()
