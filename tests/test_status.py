@@ -25,6 +25,7 @@ from gunicorn_sticky.shared.board import Board
 from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.status import command as monitor
 from gunicorn_sticky.status import terminal as table
+from gunicorn_sticky.status.command import _master
 from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.snapshot import _memory, _opened, find
 
@@ -198,6 +199,23 @@ def test_one_server_by_its_control_socket(quiet: Server):
         assert code == 0
         assert [found["pid"] for found in json.loads(output)] == [quiet.pid]
         assert {quiet.pid, other.pid} <= {found["pid"] for found in json.loads(run("--json")[1])}
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_control_socket_that_comes_back(tmp_path, stale: bool):
+    """Its master has closed it to fork, and may have left its file."""
+    path = tmp_path / "control"
+    if stale:
+        with socket.socket(socket.AF_UNIX) as before:
+            before.bind(str(path))
+    master = "import pathlib, socket, sys, time; time.sleep(0.3); path = pathlib.Path(sys.argv[1]); "
+    master += "path.unlink(missing_ok=True); listener = socket.socket(socket.AF_UNIX); listener.bind(str(path)); "
+    master += "listener.listen(); listener.accept()[0].recv(1)"
+    with subprocess.Popen([sys.executable, "-c", master, str(path)]) as process:
+        try:
+            assert _master(str(path)) == process.pid
+        finally:
+            process.kill()
 
 
 def test_no_server_is_down(tmp_path):

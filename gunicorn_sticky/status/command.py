@@ -8,6 +8,7 @@ import os
 import pwd
 import socket
 import struct
+import time
 from collections.abc import Sequence
 
 from .snapshot import DEGRADED, DOWN, OK, find
@@ -16,6 +17,10 @@ from .snapshot import DEGRADED, DOWN, OK, find
 CODES = {OK: 0, DEGRADED: 1, DOWN: 2}
 #: Seconds for a server's control socket to accept.
 PATIENCE = 5.0
+#: Seconds for it to come back: a master closes it around each fork, and after an upgrade the new one opens it anew.
+ABSENCE = 2.0
+#: Seconds between looks at one that is not there.
+INTERVAL = 0.02
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -59,8 +64,16 @@ def _user(name: str) -> int:
 
 def _master(path: str) -> int:
     """Return who listens at a Unix socket, see SO_PEERCRED in unix(7)."""
+    deadline = time.monotonic() + ABSENCE
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
-        client.connect(path)
+        while True:
+            try:
+                client.connect(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(INTERVAL)
         pid, _, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return int(pid)
