@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 from typing import Any
 
 import pytest
-from support.gunicornc import control, order
-from support.harness import BIN, PATIENCE, STICKY, Server, addresses, request, wait_for
+from support.gunicornc import control, gunicornc, order
+from support.harness import PATIENCE, STICKY, Server, addresses, request, wait_for
 
 from gunicorn_sticky.status.snapshot import find
 
@@ -92,8 +91,7 @@ def test_stats_have_the_status(quiet: Server):
 @pytest.mark.parametrize("command", ["show workers", "show all", "show stats"])
 def test_gunicornc_prints_its_own_columns(quiet: Server, command: str):
     """It knows nothing of what is added, and leaves that out."""
-    tool = [str(BIN / "gunicornc"), "-s", str(quiet.folder / "control"), "-c", command]
-    done = subprocess.run(tool, capture_output=True, text=True, timeout=PATIENCE)
+    done = gunicornc(quiet, "-c", command)
     assert done.returncode == 0
     assert str(quiet.pid if command == "show stats" else quiet.alive("worker")[0]) in done.stdout
     assert not re.search("slot|sticky|dispatcher|ready", done.stdout)
@@ -144,17 +142,13 @@ def test_help(quiet: Server):
 
 
 def test_a_command_that_there_is_not(quiet: Server):
-    tool = [str(BIN / "gunicornc"), "-s", str(quiet.folder / "control"), "-c", "sing"]
-    done = subprocess.run(tool, capture_output=True, text=True, timeout=PATIENCE)
+    done = gunicornc(quiet, "-c", "sing")
     assert (done.returncode, "Unknown command" in done.stderr) == (1, True)
 
 
 def test_interactive(quiet: Server):
-    tool = [str(BIN / "gunicornc"), "-s", str(quiet.folder / "control")]
     home = {"HOME": str(quiet.folder)}  # it writes its history there
-    done = subprocess.run(
-        tool, input="show workers\nquit\n", capture_output=True, text=True, timeout=PATIENCE, env=home
-    )
+    done = gunicornc(quiet, input="show workers\nquit\n", env=home)
     assert done.returncode == 0
     for worker in quiet.alive("worker"):
         assert str(worker) in done.stdout

@@ -9,13 +9,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.gunicornc import control
 from support.harness import BIN, STICKY, Server, addresses, descriptors, stat, wait_for
 from support.masters import ANOTHER_VERSION, Master, is_running
 
@@ -260,9 +260,7 @@ def test_the_control_socket_belongs_to_the_old_master_and_then_to_the_new_one():
         server.wait_for_log("Control socket listening")
 
         def master() -> int:
-            tool = [str(BIN / "gunicornc"), "-s", str(server.folder / "control"), "-j", "-c", "show stats"]
-            done = subprocess.run(tool, capture_output=True, text=True, timeout=30)
-            return int(json.loads(done.stdout)["pid"]) if done.returncode == 0 else 0
+            return int(control(server, "show stats")["pid"])
 
         assert master() == server.pid
         gone = Master(server)
