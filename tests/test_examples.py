@@ -132,12 +132,6 @@ def demo(number: signal.Signals) -> Iterator[Server]:
         assert "ERROR" not in server.log
 
 
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Server]:
-    with demo(signal.SIGTERM) as server:
-        yield server
-
-
 class Guest:
     """Someone in the chat."""
 
@@ -183,6 +177,14 @@ class Guest:
             return [[m["name"] for m in roster["members"] if m["bot"]] for roster in list(self.rosters.values())]
 
         wait_for(lambda: sorted(bots()) == [[f"Bot {number}"] for number in range(WORKERS)], "a bot on each worker")
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[Server]:
+    with demo(signal.SIGTERM) as server:
+        with ExitStack() as stack:
+            Guest(stack, server, ["websocket"]).wait_for_a_bot_on_each_worker()
+        yield server
 
 
 def test_chat_shows_all_workers_and_a_line_before_anybody_has_typed() -> None:
