@@ -11,7 +11,7 @@ OLDEST_UVICORN := uvicorn==0.23.0 uvicorn-worker==0.2.0
 # (xdist_group), so that it is started once.
 JOBS ?= 6
 # But a server under load needs much of a processor.
-LOADS ?= 2
+LOADS ?= 3
 
 # The first pip that knows dependency groups; venv may bring an older one.
 GROUPS_PIP := 'pip>=25.1'
