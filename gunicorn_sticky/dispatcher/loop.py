@@ -29,7 +29,7 @@ from typing import Any
 from ..routing.affinity import Affinity, reader
 from ..routing.key import IP, peer_key
 from ..shared.board import RUNNING, Board
-from ..shared.channel import Channel, ConnectionInfo
+from ..shared.channel import Channel, ConnectionInfo, connection_info
 from ..shared.limited_log import LimitedLog
 from ..shared.lookout import Lookout
 from ..shared.metrics import Counter, DispatcherRow
@@ -274,6 +274,7 @@ class Dispatcher:
             return  # since a moment ago
         family, accept = listener.socket.family, listener.socket._accept  # type: ignore[attr-defined]
         prefix, accepted, by_ip = self.plan.affinity.ipv6_prefix, self._metrics.accepted, self._metrics.keys[IP]
+        needs_bytes, name = self._reader.needs_bytes, listener.name
         for number in range(ACCEPT_BATCH):
             if number == 1 and not listener.lookout.pays():
                 return
@@ -289,12 +290,12 @@ class Dispatcher:
                 continue  # the client has gone before it was accepted, see accept(2)
             if number == 1:
                 listener.lookout.found(True)
-            accepted.inc()
-            if self._reader.needs_bytes(address):
-                self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), listener.name, address)
+            accepted.value = accepted.cell[0] = accepted.value + 1  # accepted.inc(), without a call
+            if needs_bytes(address):
+                self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), name, address)
             else:
-                by_ip.inc()
-                self._dispatch(fd, ConnectionInfo(listener.name, address, peer_key(address, prefix)))
+                by_ip.value = by_ip.cell[0] = by_ip.value + 1
+                self._dispatch(fd, connection_info((name, address, peer_key(address, prefix), b"", None)))
 
     def _make_room(self, error: OSError) -> None:
         """Newcomers come before those who keep us waiting; if there is nobody to drop, stop for a moment."""

@@ -10,11 +10,13 @@ or a library), Python would wait before each call, whatever MSG_DONTWAIT says.
 from __future__ import annotations
 
 import errno
+import functools
 import marshal
 import mmap
 import os
 import struct
 import sys
+from collections.abc import Callable
 from fcntl import ioctl
 from socket import (
     AF_UNIX,
@@ -65,6 +67,10 @@ class ConnectionInfo(NamedTuple):
     unread: bytes = b""
     #: What Gunicorn has parsed from its PROXY header, if that has been read.
     proxy: dict[str, Any] | None = None
+
+
+#: Makes one of a tuple with all of it. (The class itself is called by way of a function in Python.)
+connection_info: Callable[[tuple[Any, ...]], ConnectionInfo] = functools.partial(tuple.__new__, ConnectionInfo)
 
 
 class Channel:
@@ -132,7 +138,7 @@ class Channel:
         if not ancillary:  # another thread took the last descriptor, or all senders are gone
             return None
         fds = ancillary[0][2]
-        info: ConnectionInfo = tuple.__new__(ConnectionInfo, marshal.loads(self._buffer))
+        info = connection_info(marshal.loads(self._buffer))
         if len(fds) == _FD.size:
             return _FD.unpack(fds)[0], info
         fd, memory = _TWO_FDS.unpack(fds)
