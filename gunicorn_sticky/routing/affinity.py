@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from . import key as keys
 from . import proxy_protocol as proxy
 from .head import MAX_VALUES, Cookie, Fields, Head, Incomplete, Query
-from .key import COOKIE, HEADER, IP, PROXY, SESSION, Key, Owner
+from .key import COOKIE, HEADER, IP, PROXY, SESSION, Key
 from .session_ids import Ids
 
 T = TypeVar("T")
@@ -321,7 +321,7 @@ class SessionReader(Reader):
             head.find_end(data, size)
         if head.owner is not None:
             self.source = self._session
-            return Owner(head.owner)
+            return head.owner
         return None
 
     def _try(self, rank: int, values: list[bytes], head: Head) -> None:

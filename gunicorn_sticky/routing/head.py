@@ -19,6 +19,8 @@ import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from .key import Owner
+
 #: Largest head that is searched, in bytes.
 MAX_HEAD = 64 * 1024
 #: How many clients, parameters or session ids of a head are looked at, in all of it: no honest request has as many.
@@ -70,7 +72,7 @@ class Head:
     #: The lines of the header that names clients, where the last one counts.
     values: list[bytes] | None = None
     #: The owner of the session, and the rank of the place where its id was found.
-    owner: int | None = None
+    owner: Owner | None = None
     rank: float = math.inf
 
     def find_line(self, data: bytes | bytearray, size: int) -> None:

@@ -15,6 +15,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2b
 from uuid import UUID
 
+from .key import Owner
+
 #: Characters that an id grows by.
 TAG = 8
 #: Owners are numbered from 1, modulo this.
@@ -53,9 +55,9 @@ class Ids:
         number = owner.to_bytes(3, "big")
         return self._masked(text, number) + self._checked(text, number)
 
-    def _read(self, text: bytes, tag: bytes) -> int | None:
+    def _read(self, text: bytes, tag: bytes) -> Owner | None:
         owner = self._masked(text, tag[:3])
-        return int.from_bytes(owner, "big") if self._checked(text, owner) == tag[3:] else None
+        return Owner(int.from_bytes(owner, "big")) if self._checked(text, owner) == tag[3:] else None
 
     def tag(self, text: str, owner: int) -> str:
         """Return `text` with a tag that says it belongs to `owner`."""
@@ -66,7 +68,7 @@ class Ids:
         text = uuid.hex[:_BEFORE_NODE]
         return UUID(text + self._tag(text.encode(), owner).hex())
 
-    def owner(self, value: bytes) -> int | None:
+    def owner(self, value: bytes) -> Owner | None:
         """Return the owner of an id, or None if the id is not one of ours."""
         text, encoded = value[:-TAG], value[-TAG:]
         owner = self._read(text, urlsafe_b64decode(encoded)) if text and _TAG.fullmatch(encoded) else None
