@@ -290,11 +290,11 @@ class Dispatcher:
                 continue  # the client has gone before it was accepted, see accept(2)
             if number == 1:
                 listener.lookout.found(True)
-            accepted.value = accepted.cell[0] = accepted.value + 1  # accepted.inc(), without a call
+            accepted.inc()
             if needs_bytes(address):
                 self._peeking.look(BareSocket(family, SOCK_STREAM, 0, fd), name, address)
             else:
-                by_ip.value = by_ip.cell[0] = by_ip.value + 1
+                by_ip.inc()
                 self._dispatch(fd, connection_info((name, address, peer_key(address, prefix), b"", None)))
 
     def _make_room(self, error: OSError) -> None:

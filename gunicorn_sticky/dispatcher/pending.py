@@ -54,12 +54,8 @@ class Pending:
     def pass_on(self, channel: Channel, fd: int, info: ConnectionInfo) -> None:
         """Send a connection and close it here, now or when there is room."""
         queue = self._pending.get(channel)
-        if queue is None:
-            error = channel.send(fd, info)
-            if error is None:
-                close(fd)
-                return
-            self._explain(error)
+        if queue is None and self._send(channel, fd, info):
+            return
         waiting = _Waiting(fd, info, time.monotonic() + self._patience)
         if queue is None:
             self._pending[channel] = deque([waiting])
@@ -93,9 +89,6 @@ class Pending:
         if error is None:
             close(fd)
             return True
-        self._explain(error)
-        return False
-
-    def _explain(self, error: OSError) -> None:
         if error.errno != errno.EAGAIN:
             self._log.warn("ulimit -n", "Dispatcher cannot pass connections on: %s", error.strerror)
+        return False
