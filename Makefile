@@ -10,7 +10,7 @@ OLDEST_UVICORN := uvicorn==0.23.0 uvicorn-worker==0.2.0
 # The tests mostly wait: more of them than there are processors can run at once. Those that share a server are one group
 # (xdist_group), so that it is started once.
 JOBS ?= 6
-# But a server under load needs much of a processor.
+# But a server under load needs half a processor.
 LOADS ?= 3
 
 # The first pip that knows dependency groups; venv may bring an older one.

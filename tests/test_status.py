@@ -25,7 +25,6 @@ from gunicorn_sticky.shared.board import Board
 from gunicorn_sticky.shared.metrics import Metrics
 from gunicorn_sticky.status import command as monitor
 from gunicorn_sticky.status import terminal as table
-from gunicorn_sticky.status.command import _master
 from gunicorn_sticky.status.snapshot import Server as Status
 from gunicorn_sticky.status.snapshot import _memory, _opened, find
 
@@ -38,6 +37,8 @@ def total(server: Server, name: str) -> int:
     return sum(slot[name] for slot in status(server)["slots"])
 
 
+#: What is said of a control socket whose owner is no server of ours.
+NOT_OURS = "No Gunicorn of this user is running with GeventStickyWorker (root may use --user)\n"
 #: Tests that share a server, and leave it as it is.
 shared = pytest.mark.xdist_group("status")
 
@@ -213,7 +214,7 @@ def test_a_control_socket_that_comes_back(tmp_path, stale: bool):
     master += "listener.listen(); listener.accept()[0].recv(1)"
     with subprocess.Popen([sys.executable, "-c", master, str(path)]) as process:
         try:
-            assert _master(str(path)) == process.pid
+            assert run("--control", str(path)) == (2, NOT_OURS)  # and not "No server at"
         finally:
             process.kill()
 
@@ -227,7 +228,7 @@ def test_no_server_is_down(tmp_path):
         other.bind(str(tmp_path / "other"))
         other.listen()
         code, output = run("--control", str(tmp_path / "other"))
-    assert (code, output) == (2, "No Gunicorn of this user is running with GeventStickyWorker (root may use --user)\n")
+    assert (code, output) == (2, NOT_OURS)
 
 
 #: Something that is called as our memory is, and is not. The argument is the name of the one or the other.

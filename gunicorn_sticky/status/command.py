@@ -63,7 +63,7 @@ def _user(name: str) -> int:
 
 
 def _master(path: str) -> int:
-    """Return who listens at a Unix socket, see SO_PEERCRED in unix(7)."""
+    """Return who listens at a Unix socket, or does so within `ABSENCE`, see SO_PEERCRED in unix(7)."""
     deadline = time.monotonic() + ABSENCE
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
