@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import http.client
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support.harness import STICKY, Server, wait_for
+from support.spread import MOST, RUN, worst
 
 from gunicorn_sticky.dispatcher import balancing
 from gunicorn_sticky.dispatcher.balancing import Channels, SessionRoute
 from gunicorn_sticky.routing.affinity import Affinity
 from gunicorn_sticky.shared import board as boards
 from gunicorn_sticky.shared.board import REQUEST, SEATS, SESSION, Board
-
-#: Requests in a row, and by how much the fullest worker may have more than its share of them.
-RUN, MOST = 200, 1.3
-
-
-def worst(where: Sequence[Any], workers: int) -> float:
-    """Return how many times its share a worker has got in any run."""
-    assert len(where) >= RUN
-    counts = collections.Counter(where[:RUN])
-    most = max(counts.values())
-    for leaves, comes in zip(where, where[RUN:], strict=False):
-        counts[leaves] -= 1
-        counts[comes] += 1
-        most = max(most, counts[comes])
-    return most / (RUN / workers)
-
 
 # --- the decision ---
 

@@ -16,19 +16,11 @@ from gunicorn_sticky.routing.key import Key, Owner
 from gunicorn_sticky.routing.session_ids import Ids
 from gunicorn_sticky.shared.board import LOOK, REQUEST, RUNNING, SEATS, STOPPING, Board
 from gunicorn_sticky.shared.channel import ConnectionInfo
+from gunicorn_sticky.shared.metrics import Counter
 from gunicorn_sticky.shared.refusals import Refusal
-from gunicorn_sticky.workers.gate import (
-    BURST,
-    INTERVAL,
-    NEED_MORE,
-    REMEMBERED,
-    SERVE,
-    SLACK,
-    Gate,
-    HandOver,
-    LaterHead,
-)
+from gunicorn_sticky.workers.gate import NEED_MORE, REMEMBERED, SERVE, Gate, HandOver, LaterHead
 from gunicorn_sticky.workers.served import Served
+from gunicorn_sticky.workers.share import SLACK
 
 SECRET = bytes(16)
 SLOTS = 4
@@ -61,6 +53,7 @@ class Rig:
             self.board.take(slot * SEATS, FIRST + slot, 1 + slot)
             self.board.activate(slot, slot * SEATS)
         self.drains = False
+        self.requests = Counter(memoryview(bytearray(8)).cast("Q"))
         seat: Any = types.SimpleNamespace(
             slot=0,
             number=0,
@@ -68,6 +61,7 @@ class Rig:
             secret=SECRET,
             board=self.board,
             is_active=lambda: self.board.active_seat(0) == 0,
+            metrics=types.SimpleNamespace(requests=self.requests),
         )
         #: The clock, in seconds.
         self.now = 1000.0
@@ -84,6 +78,8 @@ class Rig:
             assert head.feed(piece) is NEED_MORE
         decision = head.feed(pieces[-1])
         assert bytes(head.data) == b"".join(pieces)
+        if decision is SERVE:
+            self.requests.inc()
         return decision
 
     def succeed(self) -> None:
@@ -215,21 +211,6 @@ def test_new_sessions_go_to_who_is_less_busy(balance: str):
     rig.now += 1
     assert isinstance(rig.ask(of_session(None)), HandOver) == (balance == "least-connections")
     assert rig.ask(of_session(OWN)) is SERVE
-
-
-def test_handovers_for_the_sake_of_balance_are_rationed():
-    """Each costs as much as some requests, and who balances many requests at once may be wrong about them."""
-    rig = Rig(BY_SESSION)
-    rig.board.busy(0)[0] = 100
-
-    def handed_over(requests: int) -> int:
-        return sum(isinstance(rig.ask(of_session(None)), HandOver) for _ in range(requests))
-
-    assert handed_over(1000) == BURST + 1
-    rig.now += 10 * INTERVAL
-    assert handed_over(1000) == 10
-    rig.now += 1000
-    assert handed_over(1000) == BURST + 1
 
 
 def test_looking_at_the_others_takes_no_longer_with_more_of_them():

@@ -44,7 +44,7 @@ _ENOUGH = 1 << 62
 # with the seat, plus one, of its active worker: the one that takes its connections; and a row for each seat.
 _SLOTS, _COUNT, _PHASE, _CHANGES, _GENERATION, _MOST, _ACTIVE_SEATS = range(7)
 _ROWS = _ACTIVE_SEATS + MAX_SLOTS
-_OWNER, _AGE, _STATE, _BUSY, _GIVEN, _ROW = range(6)
+_OWNER, _AGE, _STATE, _BUSY, _GIVEN, _SKIPPED, _ROW = range(7)
 _HALF = _ROWS + MAX_SLOTS * SEATS * _ROW
 #: Bytes of the memory.
 SIZE = (1 + 2 * _HALF) * 8
@@ -248,6 +248,10 @@ class Board:
         active = self.active_seat(slot)
         return active >= 0 and self._state(active) == _READY
 
+    def open_seats(self) -> list[int]:
+        """Return the seats of the workers that take new sessions."""
+        return [self.active_seat(slot) for slot in range(self.slots) if self.is_open(slot)]
+
     def _state(self, seat: int) -> int:
         return self._cells[_ROWS + seat * _ROW + _STATE]
 
@@ -261,10 +265,18 @@ class Board:
         cells, cell = self._cells, _ROWS + seat * _ROW + _GIVEN
         given, most = cells[cell], cells[_MOST]
         if not most - LAG <= given <= most <= _ENOUGH:
-            given = self._given(seat)
+            start = self._given(seat)
+            cells[cell + 1] = cells[cell + 1] + start - given & _TOP
+            given = start
         cells[cell] = given = given + weight
         if given > most:
             cells[_MOST] = given
+
+    def given(self) -> list[int]:
+        """Return what workers have been given in all, by seat, to compare it with what that will be later."""
+        start, end = _ROWS, _ROWS + self.slots * SEATS * _ROW
+        rows = zip(self._cells[start + _GIVEN : end : _ROW], self._cells[start + _SKIPPED : end : _ROW], strict=True)
+        return [given - skipped & _TOP for given, skipped in rows]
 
     def _given(self, seat: int, lag: int = LAG) -> int:
         # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,

@@ -13,14 +13,12 @@ Rules:
  4. By session, a request of this worker's own sessions is served here, also while the worker drains. That of another
     worker's session is handed over, if that worker is there.
  5. What is left is of no session, or of one whose worker is gone. It is handed over if this worker takes no new
-    sessions any more. And, balanced by least-connections, if another worker is less busy by more than `SLACK`: a
-    reverse proxy's connections would keep all new sessions on the workers that they happen to lead to. A handover
-    costs as much as a few requests, so that happens `BURST` times in a row, and else every `INTERVAL` seconds.
+    sessions any more. And, balanced by least-connections, if it has more than its share (share.py): a reverse proxy's
+    connections would keep all new sessions on the workers that they happen to lead to.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -30,16 +28,13 @@ from ..routing.affinity import Missing, Reader
 from ..routing.hashing import Slots
 from ..routing.head import MAX_HEAD, BareLineFeed, Head, Incomplete
 from ..routing.key import Key
-from ..shared.board import LOOK, REQUEST, RUNNING
+from ..shared.board import RUNNING
 from ..shared.refusals import MALFORMED, MISSING, TOO_LARGE, TOO_SLOW, Refusal
 from .feed import is_head
 from .seat import Seat
 from .served import Served
+from .share import Share
 
-#: By how much a worker may be busier than another one before it passes requests without a session on.
-SLACK = 2 * REQUEST
-#: How often that is done.
-BURST, INTERVAL = 500, 0.05
 #: Bytes of a head that are remembered, at most.
 REMEMBERED = 2048
 
@@ -86,11 +81,8 @@ class Gate:
         self._is_unchanged = seat.board.watch(seat.slot, seat.number)
         self._other_board = seat.board.other()
         self._is_draining = is_draining
-        self._clock = clock
-        #: When the next handover for the sake of balance is due, if all had been.
-        self._due = -math.inf
-        #: When to look at the loads again: not before that, nor so soon after there was nothing to be gained.
-        self._look_at = -math.inf
+        self._requests = seat.metrics.requests
+        self._share = Share(seat.board, seat.number, seat.metrics.requests, clock)
         self._slots: Slots
         #: How many there are of them; none until a request asks for them.
         self._count = 0
@@ -110,7 +102,7 @@ class Gate:
             return True
         if not self._is_unchanged(served.slots) or self._is_draining():
             return False
-        return not self._balances or self._clock() < self._look_at or not self._is_busier()
+        return not self._balances or self._requests.value < self._share.due or not self._share.is_exceeded()
 
     def decide(self, key: Key, served: Served) -> Decision:
         """Decide on a request that bears a key, and note that in `served`."""
@@ -138,25 +130,11 @@ class Gate:
             return "its next request is of another worker's session"
         if self._is_draining() or not takes:
             return "this worker takes no new sessions any more"
-        if self._is_busier():
-            # A generic cell rate algorithm.
-            self._due = max(self._due, self._clock() - BURST * INTERVAL) + INTERVAL
-            self._look_at = max(self._look_at, self._due)
+        if self._balances and self._share.is_exceeded():
+            self._share.passed_on()
             return "other workers are less busy"
         served.slots = board.count
         return None
-
-    def _is_busier(self) -> bool:
-        """Tell whether another worker is less busy, and a handover for that is due."""
-        now = self._clock()
-        if not self._balances or now < self._look_at:
-            return False
-        board, own = self._board, self._seat.slot
-        others = [board.load(slot) for slot in range(board.slots) if slot != own and board.is_open(slot)]
-        if others and board.load(own) > min(others) + SLACK:
-            return True
-        self._look_at = now + LOOK * board.slots
-        return False
 
     def _is_ours(self, key: str, served: Served) -> bool:
         """Tell whether a key belongs to the slot of this worker, by the number of slots that there are now."""
