@@ -215,9 +215,11 @@ def test_new_sessions_go_to_who_is_less_busy(balance: str):
 
 def test_looking_at_the_others_takes_no_longer_with_more_of_them():
     rig = Rig(BY_SESSION)
-    assert rig.ask(of_session(None)) is SERVE
+    for _ in range(2):  # from the second look on there is something to compare
+        assert rig.ask(of_session(None)) is SERVE
     rig.board.busy(0)[0] = 100
-    assert rig.ask(of_session(None)) is SERVE  # as seen a moment ago
+    for _ in range(10):
+        assert rig.ask(of_session(None)) is SERVE  # as seen a moment ago
     rig.now += SLOTS * LOOK * 1.01
     assert isinstance(rig.ask(of_session(None)), HandOver)
 

@@ -250,7 +250,8 @@ class Board:
 
     def open_seats(self) -> list[int]:
         """Return the seats of the workers that take new sessions."""
-        return [self.active_seat(slot) for slot in range(self.slots) if self.is_open(slot)]
+        seats = map(self.active_seat, range(self.slots))
+        return [seat for seat in seats if seat >= 0 and self._state(seat) == _READY]
 
     def _state(self, seat: int) -> int:
         return self._cells[_ROWS + seat * _ROW + _STATE]
@@ -272,11 +273,10 @@ class Board:
         if given > most:
             cells[_MOST] = given
 
-    def given(self) -> list[int]:
-        """Return what workers have been given in all, by seat, to compare it with what that will be later."""
-        start, end = _ROWS, _ROWS + self.slots * SEATS * _ROW
-        rows = zip(self._cells[start + _GIVEN : end : _ROW], self._cells[start + _SKIPPED : end : _ROW], strict=True)
-        return [given - skipped & _TOP for given, skipped in rows]
+    def given(self, seat: int) -> int:
+        """Return what a worker has been given in all, to compare it with what that will be later."""
+        cell = _ROWS + seat * _ROW + _GIVEN
+        return self._cells[cell] - self._cells[cell + 1] & _TOP
 
     def _given(self, seat: int, lag: int = LAG) -> int:
         # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,

@@ -47,7 +47,7 @@ class Share:
         #: What it has been given within about `MEMORY`.
         self._recent = 0.0
         #: What workers had been given in all, by seat, when last looked at; and when that was.
-        self._given: list[int] = []
+        self._given: dict[int, int] = {}
         self._looked_at = -math.inf
         #: When to look again.
         self._look_at = -math.inf
@@ -59,22 +59,22 @@ class Share:
         now = self._clock()
         if self._requests.value < self.due or now < self._look_at:
             return False
-        board, own, seats = self._board, self._seat, self._board.open_seats()
-        before, self._given = self._given, board.given()
-        room = 0.0
-        if own in seats and len(before) == len(self._given):
-            # Never less, unless the memory has been overwritten.
-            gains = {seat: max(0, self._given[seat] - before[seat]) for seat in seats}
-            self._recent += gains[own] - self._recent * min(1.0, (now - self._looked_at) / MEMORY)
-            slack = max(SLACK, self._recent / MEMORY * SLACK_SECONDS)
-            self._lead = max(self._lead + gains[own] - sum(gains.values()) / len(seats), -slack)
-            busy = board.busy(own)[0] - min(board.busy(seat)[0] for seat in seats)
-            room = slack - self._lead - busy * REQUEST
+        board, own = self._board, self._seat
+        before, self._given = self._given, {seat: board.given(seat) for seat in board.open_seats()}
+        if own not in before or own not in self._given:
+            return False
+        # Never less, unless the memory has been overwritten.
+        gains = {seat: max(0, given - before.get(seat, given)) for seat, given in self._given.items()}
+        self._recent += gains[own] - self._recent * min(1.0, (now - self._looked_at) / MEMORY)
         self._looked_at = now
+        slack = max(SLACK, self._recent / MEMORY * SLACK_SECONDS)
+        self._lead = max(self._lead + gains[own] - sum(gains.values()) / len(gains), -slack)
+        busy = board.busy(own)[0] - min(board.busy(seat)[0] for seat in gains)
+        room = slack - self._lead - busy * REQUEST
         if room < 0:
             return True
         self._look_at = now + LOOK * board.slots
-        self.due = self._requests.value + min(int(room / REQUEST), FAR)
+        self.due = self._requests.value + min(int(max(room, slack / 2) / REQUEST), FAR)
         return False
 
     def passed_on(self) -> None:
