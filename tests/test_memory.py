@@ -262,6 +262,17 @@ def test_loads_that_have_been_overwritten_begin_anew(board: MasterBoard):
         assert max(loads) - min(loads) <= REQUEST
 
 
+def test_what_an_idle_worker_skips_is_not_given_to_it(board: MasterBoard):
+    shared = board.shared()
+    for _ in range(1000):
+        shared.give(0, REQUEST)
+    before = shared.given(SEATS)
+    shared.give(SEATS, REQUEST)
+    assert shared.load(1) > shared.load(0) - 1000  # it has nothing to catch up on
+    assert shared.given(SEATS) == before + REQUEST
+    assert shared.given(0) == 1000 * REQUEST
+
+
 def test_a_row_is_what_its_writer_has_counted():
     table = Metrics()
     row = table.worker(3)

@@ -250,8 +250,7 @@ class Board:
 
     def open_seats(self) -> list[int]:
         """Return the seats of the workers that take new sessions."""
-        seats = map(self.active_seat, range(self.slots))
-        return [seat for seat in seats if seat >= 0 and self._state(seat) == _READY]
+        return [self.active_seat(slot) for slot in range(self.slots) if self.is_open(slot)]
 
     def _state(self, seat: int) -> int:
         return self._cells[_ROWS + seat * _ROW + _STATE]
@@ -266,8 +265,8 @@ class Board:
         cells, cell = self._cells, _ROWS + seat * _ROW + _GIVEN
         given, most = cells[cell], cells[_MOST]
         if not most - LAG <= given <= most <= _ENOUGH:
-            start = self._given(seat)
-            cells[cell + 1] = cells[cell + 1] + start - given & _TOP
+            start, skipped = self._given(seat), cell + _SKIPPED - _GIVEN
+            cells[skipped] = cells[skipped] + start - given & _TOP  # nobody has given it that
             given = start
         cells[cell] = given = given + weight
         if given > most:
@@ -275,8 +274,8 @@ class Board:
 
     def given(self, seat: int) -> int:
         """Return what a worker has been given in all, to compare it with what that will be later."""
-        cell = _ROWS + seat * _ROW + _GIVEN
-        return self._cells[cell] - self._cells[cell + 1] & _TOP
+        row = _ROWS + seat * _ROW
+        return self._cells[row + _GIVEN] - self._cells[row + _SKIPPED] & _TOP
 
     def _given(self, seat: int, lag: int = LAG) -> int:
         # As in fair queueing, where a flow that has been idle starts at the current virtual time (Goyal, Vin and Cheng,

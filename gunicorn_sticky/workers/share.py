@@ -56,8 +56,7 @@ class Share:
 
     def is_exceeded(self) -> bool:
         """Tell whether another worker ought to serve the next request without a session."""
-        now = self._clock()
-        if self._requests.value < self.due or now < self._look_at:
+        if self._requests.value < self.due or (now := self._clock()) < self._look_at:
             return False
         board, own = self._board, self._seat
         before, self._given = self._given, {seat: board.given(seat) for seat in board.open_seats()}
